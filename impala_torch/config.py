@@ -1,0 +1,362 @@
+"""Every flag of training, declared once: name, type, default, help, allowed values.
+
+``Config`` is the declaration and what code receives; ``define_flags`` makes absl flags of it,
+``from_flags`` reads and checks them, ``to_argv`` writes them back as a command line (that is how
+the frontend, and local training, hand a run's flags on).
+
+Importing this module loads neither torch nor any environment.
+"""
+
+import dataclasses
+import datetime
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from absl import app, flags
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in a sentence that names the flag, file or host.
+
+    Entry points print it and exit with code 2; nobody gets to see a traceback for it.
+    """
+
+
+def flag(group: str, default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """A field of ``Config`` that is also a flag. ``group`` is its chapter in --helpfull."""
+    metadata = {"group": group, "help": help_text, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT = (
+    "the run",
+    "the environment",
+    "the agent",
+    "acting",
+    "learning",
+    "the loss",
+    "the optimizer",
+    "what a run leaves",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of training, with T = unroll length, B = batch size, E = --num_envs."""
+
+    # --- the run ---
+    mode: str = flag(
+        RUN,
+        "train",
+        "train, or test: play --test_num_episodes whole games with the newest checkpoint of "
+        "--logdir and print mean, median, standard deviation, minimum and maximum return.",
+        choices=("train", "test"),
+    )
+    job_name: str = flag(
+        RUN,
+        "learner",
+        "What this process is when --task is 0 or more: a learner or an actor.",
+        choices=("learner", "actor"),
+    )
+    task: int = flag(
+        RUN,
+        -1,
+        "Number of this process among those of its job: of an actor, its place in "
+        "--actor_hosts; of a learner, its number. -1 trains locally: a learner and --num_actors "
+        "actor processes on this machine.",
+    )
+    learner_host: str = flag(
+        RUN,
+        "localhost:8001",
+        "ip:port of the learner's parameter endpoint: what a learner serves and what its actors "
+        "connect to.",
+    )
+    actor_hosts: str = flag(
+        RUN,
+        "localhost:9001",
+        "Comma-separated ip:port of this learner's actors. Nothing listens there: the list says "
+        "how many actors the learner has, and each one's --task is its place in it.",
+    )
+    key_file: str = flag(
+        RUN,
+        "",
+        "File with the keys of the run, which encrypt the endpoint and admit only those who "
+        "hold it; made by 'python -m impala_torch.endpoint.keys FILE'. Needed wherever "
+        "--learner_host is not a loopback address.",
+    )
+    learner_timeout: float = flag(
+        RUN,
+        600.0,
+        "Seconds an actor goes on trying to reach a learner that is gone, keeping its "
+        "environments; 0 = for ever.",
+    )
+    seed: int = flag(
+        RUN,
+        1,
+        "Seed of weights, environments and action sampling; every actor derives its own.",
+    )
+    # --- the environment ---
+    level_name: str = flag(
+        ENVIRONMENT,
+        "BreakoutNoFrameskip-v4",
+        "An Atari game as <Game>NoFrameskip-v4 (no sticky actions) or ALE/<Game>-v5 (sticky "
+        "actions, 0.25), or the id of any registered gymnasium environment with discrete actions "
+        "and an image or vector observation.",
+    )
+    width: int = flag(ENVIRONMENT, 84, "Width of the frames that the agent sees, in pixels.")
+    height: int = flag(ENVIRONMENT, 84, "Height of the frames that the agent sees, in pixels.")
+    num_action_repeats: int = flag(
+        ENVIRONMENT,
+        0,
+        "Environment frames per agent step. 0 = the usual of the level: 4 for Atari, else 1.",
+    )
+    episodic_life: bool = flag(
+        ENVIRONMENT,
+        True,
+        "In Atari, end the learner's episode with each life lost. The whole game's return is "
+        "reported too, and test mode plays whole games.",
+    )
+    # --- the agent ---
+    agent_name: str = flag(
+        AGENT,
+        "SimpleConvNetAgent",
+        "The network: SimpleConvNetAgent, ShallowConvNetAgent, ShallowConvLSTMAgent, "
+        "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors.",
+    )
+    precision: str = flag(
+        AGENT,
+        "auto",
+        "Arithmetic of the torso's convolutions and linear layers; weights, heads, V-trace and "
+        "losses are float32 always. auto = bfloat16 where the processor or GPU has instructions "
+        "for it.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    # --- acting ---
+    num_actors: int = flag(ACTING, 1, "Actor processes of local training (--task=-1).")
+    num_envs: int = flag(
+        ACTING, 16, "E: environments of one actor, stepped together with one batched forward."
+    )
+    actor_threads: int = flag(
+        ACTING,
+        0,
+        "Threads of one actor for emulation and inference. 0 = 1 where other actors share the "
+        "machine, else all cores.",
+    )
+    # --- learning ---
+    total_environment_frames: int = flag(
+        LEARNING,
+        1_000_000_000,
+        "Environment frames (agent steps x repeats, over all learners) to train for. The "
+        "learning rate falls linearly to 0 over them.",
+    )
+    batch_size: int = flag(LEARNING, 2, "B: unrolls per update of one learner.")
+    unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.")
+    queue_capacity: int = flag(
+        LEARNING,
+        2,
+        "Batches that may wait at a learner for training. It bounds the learner's memory, "
+        "whatever the number of actors; actors wait when it is full.",
+    )
+    max_policy_lag: int = flag(
+        LEARNING,
+        0,
+        "Drop unrolls that were acted with weights more than this many updates old. 0 = keep all.",
+    )
+    device: str = flag(
+        LEARNING,
+        "auto",
+        "Where the learner computes: cpu, cuda, cuda:N, or auto = a GPU where there is one (of "
+        "several, the one of the learner's local rank).",
+    )
+    learner_threads: int = flag(
+        LEARNING,
+        0,
+        "Threads of the learner's CPU arithmetic. 0 = the cores shared by the ranks of a host.",
+    )
+    # --- the loss ---
+    entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
+    baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.")
+    discounting: float = flag(LOSS, 0.99, "Discount per agent step.")
+    reward_clipping: str = flag(
+        LOSS,
+        "abs_one",
+        "abs_one: clip to [-1, 1]. soft_asymmetric: 5 tanh(r / 5), negatives times 0.3. none.",
+        choices=("abs_one", "soft_asymmetric", "none"),
+    )
+    # --- the optimizer ---
+    learning_rate: float = flag(OPTIMIZER, 0.00048, "Learning rate at frame 0.")
+    decay: float = flag(OPTIMIZER, 0.99, "Decay of RMSProp's mean square.")
+    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.")
+    epsilon: float = flag(
+        OPTIMIZER, 0.1, "Epsilon of RMSProp, inside the square root as in TensorFlow."
+    )
+    gradients_clipping: float = flag(
+        OPTIMIZER,
+        -1.0,
+        "Clip the averaged gradient's global norm to this. Negative = off.",
+    )
+    # --- what a run leaves ---
+    logdir: str = flag(
+        OUTPUT,
+        "",
+        "Directory of the run; a run that finds a checkpoint there goes on from it. Empty = "
+        "logs/<level>/<date-time>, with logs/latest pointing to it.",
+    )
+    save_checkpoint_secs: float = flag(
+        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end."
+    )
+    keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.")
+    progress_secs: float = flag(
+        OUTPUT, 5.0, "Seconds between lines of progress and of metrics.csv."
+    )
+    test_num_episodes: int = flag(OUTPUT, 10, "Whole games to play in test mode.")
+
+    @property
+    def actors(self) -> list[str]:
+        """The actors' ``ip:port``, by task."""
+        return [host for host in self.actor_hosts.split(",") if host]
+
+    def replace(self, **changes: Any) -> "Config":
+        return dataclasses.replace(self, **changes)
+
+
+# TorchBeast's names for the same things, for its users' fingers. Its --total_steps (agent steps,
+# not frames) and --savedir (a directory of many runs) mean something else: no alias for them.
+ALIASES = {
+    "env": "level_name",
+    "alpha": "decay",
+    "grad_norm_clipping": "gradients_clipping",
+}
+
+# Flags that name one process or mode; the others are the same for every process of a run.
+PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts")
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, ...] = ()) -> None:
+    """Declares an absl flag for each field of ``Config`` not in ``skip``, and the aliases."""
+    makers = {
+        bool: flags.DEFINE_boolean,
+        int: flags.DEFINE_integer,
+        float: flags.DEFINE_float,
+        str: flags.DEFINE_string,
+    }
+    for field in dataclasses.fields(Config):
+        if field.name in skip:
+            continue
+        meta = field.metadata
+        if meta["choices"]:
+            flags.DEFINE_enum(
+                field.name, field.default, list(meta["choices"]), meta["help"], flag_values
+            )
+        else:
+            makers[type(field.default)](field.name, field.default, meta["help"], flag_values)
+        # --helpfull prints flags by module: a chapter a group makes it read like a manual.
+        flag_values.register_flag_by_module(meta["group"], flag_values[field.name])
+        _forget_module(flag_values, field.name, meta["group"])
+    for alias, name in ALIASES.items():
+        if name not in skip:
+            flags.DEFINE_alias(alias, name, flag_values)
+
+
+def _forget_module(flag_values: flags.FlagValues, name: str, group: str) -> None:
+    for module, members in flag_values.flags_by_module_dict().items():
+        if module != group:
+            members[:] = [member for member in members if member.name != name]
+
+
+def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Parses a command line (with the program's name first); --help and --helpfull exit.
+
+    Raises:
+      UserError: an unknown flag, a bad value, or an argument that is no flag.
+    """
+    app.define_help_flags()
+    try:
+        rest = flag_values(argv)
+    except flags.Error as error:
+        raise UserError(str(error).removeprefix("FATAL Flags parsing error: ")) from error
+    if len(rest) > 1:
+        raise UserError(f"'{rest[1]}' is not a flag; flags are written --name=value")
+
+
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+    """Reads the parsed flags. Raises UserError where values are impossible."""
+    names = [field.name for field in dataclasses.fields(Config)]
+    known = {name: flag_values[name].value for name in names if name in flag_values}
+    config = Config(**known)
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises UserError for values that cannot work, naming the flag."""
+    positive = (
+        "total_environment_frames batch_size unroll_length queue_capacity num_envs num_actors "
+        "width height keep_checkpoints test_num_episodes progress_secs save_checkpoint_secs "
+        "epsilon"
+    )
+    for name in positive.split():
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
+    not_negative = (
+        "num_action_repeats actor_threads learner_threads max_policy_lag learner_timeout "
+        "entropy_cost baseline_cost learning_rate momentum seed"
+    )
+    for name in not_negative.split():
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} must not be negative, and is {getattr(config, name)}")
+    for name in ("discounting", "decay"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} must be between 0 and 1, not {getattr(config, name)}")
+    parse_address(config.learner_host, "--learner_host")
+    for address in config.actors:
+        parse_address(address, "--actor_hosts")
+    if config.task < -1:
+        raise UserError(f"--task must be -1 (train locally) or more, not {config.task}")
+    if config.job_name == "actor":
+        if config.task == -1:
+            raise UserError(
+                "--job_name=actor needs --task: the actor's place in --actor_hosts, from 0"
+            )
+        if config.task >= len(config.actors):
+            raise UserError(
+                f"--task={config.task} is outside --actor_hosts, which names "
+                f"{len(config.actors)} actor(s): 0 to {len(config.actors) - 1}"
+            )
+
+
+def parse_address(address: str, source: str) -> tuple[str, int]:
+    """Splits ``ip:port``. Raises UserError naming ``source`` (a flag, or a file's line)."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or "/" in host:
+        raise UserError(f"{source}: '{address}' is not of the form ip:port")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"{source}: the port '{port}' of '{address}' is not a number of 1 to 65535")
+    return host, int(port)
+
+
+def to_argv(config: Config, only_changed: bool = True, **overrides: Any) -> list[str]:
+    """The flags of ``config`` as a command line; ``experiment.py`` reads it back to the same."""
+    changed = config.replace(**overrides)
+    argv = []
+    for field in dataclasses.fields(Config):
+        value = getattr(changed, field.name)
+        if only_changed and value == field.default and field.name not in overrides:
+            continue
+        if isinstance(value, bool):
+            argv.append(f"--{field.name}" if value else f"--no{field.name}")
+        else:
+            argv.append(f"--{field.name}={value}")
+    return argv
+
+
+def default_logdir(level_name: str, now: datetime.datetime | None = None) -> str:
+    """``logs/<level>/<date-time>``; slashes in a level's name become dashes."""
+    stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
+    return str(pathlib.Path("logs") / re.sub(r"[^\w.-]+", "-", level_name) / stamp)
+
+
+def to_dict(config: Config) -> Mapping[str, Any]:
+    return dataclasses.asdict(config)

@@ -1,0 +1,1 @@
+"""The parameter endpoint: actors pull weights from it and push unrolls to it (ZeroMQ)."""

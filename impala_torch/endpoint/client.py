@@ -1,0 +1,213 @@
+"""The actor's side of the parameter endpoint: asks, waits, and survives a learner's restart."""
+
+import logging
+import os
+import random
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import zmq
+
+from impala_torch.endpoint import keys as curve
+from impala_torch.endpoint import messages
+from impala_torch.endpoint.messages import RunSpec
+
+log = logging.getLogger(__name__)
+
+
+class RunEnded(Exception):
+    """The learner says that the run is over."""
+
+
+class Refused(Exception):
+    """The learner does not take this actor; the message says why."""
+
+
+class LearnerGone(Exception):
+    """No learner answered for --learner_timeout."""
+
+
+class _Silent(Exception):
+    """No answer for a while: the connection or the learner is gone."""
+
+
+class Welcome(NamedTuple):
+    worker_set: int
+    run_id: str
+    layout: list
+
+
+class EndpointClient:
+    """One actor's connection. Every call returns an answer or raises; none waits for ever.
+
+    All calls raise RunEnded, Refused, LearnerGone as above, and reconnect by themselves.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        spec: RunSpec,
+        task: int,
+        num_envs: int,
+        *,
+        keys: curve.RunKeys | None = None,
+        timeout_secs: float = 600.0,
+        patience_secs: float = 15.0,
+    ) -> None:
+        """
+        Args:
+          address: ``ip:port`` of the endpoint.
+          timeout_secs: give up when nothing was heard for so long; 0 = never.
+          patience_secs: silence after which the connection is made anew.
+        """
+        self._address = address
+        self._keys = keys
+        self._timeout = timeout_secs
+        self._patience = patience_secs
+        self._hello = messages.encode(
+            "hello",
+            protocol=messages.PROTOCOL,
+            spec=spec.to_header(),
+            task=task,
+            num_envs=num_envs,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+        self._context = zmq.Context()
+        self._socket: zmq.Socket | None = None
+        self._heard = time.monotonic()
+        self.wait_secs = 0.0  # spent waiting for the learner, in all
+
+    def connect(self) -> Welcome:
+        """Says hello until a learner answers."""
+        self._heard = time.monotonic()
+        delay, told = 0.1, False
+        while True:
+            try:
+                return self._say_hello()
+            except _Silent:
+                silent = time.monotonic() - self._heard
+                if self._timeout and silent > self._timeout:
+                    raise LearnerGone(
+                        f"no learner answered at {self._address} for {silent:.0f} s"
+                    ) from None
+                if not told:
+                    log.info("waiting for the learner at %s", self._address)
+                    told = True
+                time.sleep(delay * random.uniform(0.5, 1.0))  # not all actors at one moment
+                delay = min(2 * delay, 5.0)
+
+    def pull(self, version: int) -> tuple[int, memoryview] | None:
+        """Newer weights than ``version`` as (version, flat float32 bytes), or None."""
+        header, buffers = self._ask([messages.encode("pull", version=version)], "weights", "same")
+        if header["type"] == "same":
+            return None
+        return header["version"], buffers[0]
+
+    def push(self, buffers: Sequence[bytes], episodes: list) -> None:
+        """Sends unrolls as soon as the learner has room for them."""
+        self._ask([messages.encode("ready")], "credit", repeat=True)
+        # No answer is awaited: an unroll lost with its learner is no loss to the run.
+        self._send([messages.encode("unroll", episodes=episodes), *buffers])
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close(linger=0)
+        self._context.term()
+
+    def _ask(
+        self, parts: list, *kinds: str, repeat: bool = False
+    ) -> tuple[dict[str, Any], list[memoryview]]:
+        """Sends ``parts`` and waits for an answer of ``kinds``, over a new connection if need be.
+
+        ``repeat`` asks again now and then: the answer may take long, and that the learner says
+        "wait" in the meantime shows that it lives.
+        """
+        started = time.monotonic()
+        try:
+            while True:
+                try:
+                    self._send(parts)
+                    return self._receive(kinds, again=parts if repeat else None)
+                except _Silent:
+                    log.warning("the learner at %s is silent: connecting anew", self._address)
+                    self.connect()
+        finally:
+            self.wait_secs += time.monotonic() - started
+
+    def _say_hello(self) -> Welcome:
+        # A new socket has a new identity: answers to what was asked before cannot reach it.
+        if self._socket is not None:
+            self._socket.close(linger=0)
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.linger = 0
+        self._socket.reconnect_ivl = 100
+        self._socket.reconnect_ivl_max = 2000
+        if self._keys is not None:
+            curve.secure_client(self._socket, self._keys)
+        self._socket.connect(curve.zmq_address(self._address))
+        heard = self._heard
+        self._send([self._hello])
+        try:
+            header, _ = self._receive(("welcome",), patience=min(3.0, self._patience))
+        except _Silent:
+            self._heard = heard
+            raise
+        return Welcome(header["worker_set"], header["run_id"], header["layout"])
+
+    def _send(self, parts: list) -> None:
+        assert self._socket is not None, "connect first"
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            raise _Silent from None
+
+    def _receive(
+        self, kinds: tuple[str, ...], again: list | None = None, patience: float | None = None
+    ) -> tuple[dict[str, Any], list[memoryview]]:
+        assert self._socket is not None
+        patience = patience or self._patience
+        silent_since = asked = time.monotonic()
+        while True:
+            if not self._socket.poll(timeout=int(1000 * patience / 5)):
+                now = time.monotonic()
+                if now - silent_since > patience:
+                    raise _Silent
+                if again is not None and now - asked > patience / 3:
+                    self._send(again)
+                    asked = now
+                continue
+            parts = [part.buffer for part in self._socket.recv_multipart(copy=False)]
+            self._heard = silent_since = time.monotonic()
+            header = messages.decode(parts[0])
+            kind = header["type"]
+            if kind in kinds:
+                return header, parts[1:]
+            if kind == "stop":
+                raise RunEnded
+            if kind == "refused":
+                raise Refused(str(header.get("reason")))
+            if kind == "unknown":
+                raise _Silent
+
+
+def ask_status(
+    address: str, keys: curve.RunKeys | None = None, timeout_secs: float = 5.0
+) -> dict[str, Any] | None:
+    """The endpoint's ``status`` (see ``server.EndpointServer.status``); None without an answer."""
+    context = zmq.Context()
+    sock = context.socket(zmq.DEALER)
+    sock.linger = 0
+    try:
+        if keys is not None:
+            curve.secure_client(sock, keys)
+        sock.connect(curve.zmq_address(address))
+        sock.send(messages.encode("status"))
+        if not sock.poll(timeout=int(1000 * timeout_secs)):
+            return None
+        return messages.decode(sock.recv_multipart()[0]).get("status")
+    finally:
+        sock.close()
+        context.term()

@@ -1,0 +1,260 @@
+"""The wire format: every message of the parameter endpoint, declared once.
+
+A message is a msgpack map (the header, with its ``type``) and, for some types, raw buffers after
+it. An actor's DEALER socket talks to the learner's ROUTER socket:
+
+| from    | type      | header                                                    | buffers        |
+| ------- | --------- | --------------------------------------------------------- | -------------- |
+| actor   | hello     | protocol, spec, task, num_envs, host, pid                 |                |
+| learner | welcome   | worker_set, run_id, layout (of the weights)               |                |
+| learner | refused   | reason: in words; the actor ends with it                  |                |
+| actor   | pull      | version: of the weights it has, -1 for none               |                |
+| learner | weights   | version                                                   | flat weights   |
+| learner | same      |                                                           |                |
+| actor   | ready     | an unroll waits to be sent                                |                |
+| learner | credit    | one message of unrolls may be sent                        |                |
+| learner | wait      | the queue is full: a credit follows when there is room    |                |
+| actor   | unroll    | episodes: [[return, frames, raw return, raw frames], ...] | fields, blocks |
+| learner | stop      | the run has ended; the actor ends                         |                |
+| learner | unknown   | no hello yet (the learner was restarted): say it again    |                |
+| anyone  | status    |                                                           |                |
+| learner | status    | status: the endpoint's numbers, see ``server.status``     |                |
+
+Nothing is unpickled. Every length and value of an unroll is checked against the run's own
+specification before anything is allocated for it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+import numpy as np
+
+from impala_torch import frames
+from impala_torch.structures import (
+    EnvironmentSpec,
+    EpisodeResult,
+    ObservationSpec,
+    Unroll,
+    unroll_layout,
+)
+
+PROTOCOL = 1
+MAX_HEADER_BYTES = 1 << 20
+MAX_ENVS = 4096  # of one actor
+
+Buffer = bytes | memoryview
+
+
+class BadMessage(Exception):
+    """A message that does not follow the format; it costs its sender the connection."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """What a learner and its actors must agree on for unrolls to mean the same to both."""
+
+    agent_name: str
+    level_name: str
+    num_action_repeats: int
+    unroll_length: int
+    environment: EnvironmentSpec
+    state_size: int
+
+    def to_header(self) -> dict[str, Any]:
+        observation = self.environment.observation
+        return {
+            "agent_name": self.agent_name,
+            "level_name": self.level_name,
+            "num_action_repeats": self.num_action_repeats,
+            "unroll_length": self.unroll_length,
+            "observation": [list(observation.shape), observation.dtype, observation.stack],
+            "num_actions": self.environment.num_actions,
+            "state_size": self.state_size,
+        }
+
+    def difference(self, header: Any) -> str:
+        """Says in words how another side's ``to_header`` differs; empty if it does not."""
+        if not isinstance(header, dict):
+            return "its specification is not a map"
+        ours = self.to_header()
+        return "; ".join(
+            f"its {name} is {header.get(name)!r}, the learner's {value!r}"
+            for name, value in ours.items()
+            if header.get(name) != value
+        )
+
+
+def encode(kind: str, **fields: Any) -> bytes:
+    """A header."""
+    return msgpack.packb({"type": kind, **fields})
+
+
+def decode(frame: Buffer) -> dict[str, Any]:
+    """Reads a header. Raises BadMessage."""
+    if len(frame) > MAX_HEADER_BYTES:
+        raise BadMessage(f"header of {len(frame)} bytes")
+    try:
+        header = msgpack.unpackb(frame)
+    except Exception as error:  # msgpack raises many kinds, all of them the sender's fault
+        raise BadMessage(f"header is not msgpack: {type(error).__name__}") from error
+    if not isinstance(header, dict) or not isinstance(header.get("type"), str):
+        raise BadMessage("header is not a map with a type")
+    return header
+
+
+def field(header: dict[str, Any], name: str, kind: type, low: int = 0, high: int = 1 << 62) -> Any:
+    """A field of a header, checked for its type and, if an int, range. Raises BadMessage."""
+    value = header.get(name)
+    if type(value) is not kind or (kind is int and not low <= value <= high):
+        raise BadMessage(f"'{header['type']}' has a bad {name}")
+    return value
+
+
+# --- unrolls ----------------------------------------------------------------------------------
+
+
+class UnrollCodec:
+    """Unrolls of E environments <-> buffers. Not to be shared between threads.
+
+    The first buffer holds all fields but the observation, one after the other in the order of
+    ``Unroll``, each as C-contiguous little-endian array; then one block of observations follows
+    for each environment (``frames``).
+    """
+
+    def __init__(self, spec: RunSpec) -> None:
+        self.spec = spec
+        self._layout = unroll_layout(spec.environment, spec.unroll_length, spec.state_size)
+        self._encoder = frames.Encoder()
+        self._decoder = frames.Decoder()
+        before, after, dtype = self._layout["observation"]
+        self._block_shape = (*before, *after)
+        self._block_bytes = math.prod(self._block_shape) * np.dtype(dtype).itemsize
+
+    def encode(self, unroll: Unroll) -> list[bytes]:
+        fields = [
+            np.ascontiguousarray(getattr(unroll, name)).tobytes()
+            for name in self._layout
+            if name != "observation"
+        ]
+        return [b"".join(fields), *self._encoder.encode(unroll.observation)]
+
+    def decode_fields(self, buffers: Sequence[Buffer], num_envs: int, version: int) -> Unroll:
+        """Checks the buffers of an unroll and reads all but its observations.
+
+        Args:
+          buffers: what followed the header.
+          num_envs: E, from the sender's hello.
+          version: the newest weights' version; what acted cannot be newer.
+
+        Returns:
+          An Unroll of views of the first buffer, with the blocks as ``observation``.
+
+        Raises:
+          BadMessage: a length or a value is off.
+        """
+        if len(buffers) != 1 + num_envs:
+            raise BadMessage(f"unroll of {len(buffers)} buffers instead of {1 + num_envs}")
+        values: dict[str, Any] = {"observation": list(buffers[1:])}
+        data, offset = buffers[0], 0
+        expected = sum(
+            math.prod((*before, num_envs, *after)) * np.dtype(dtype).itemsize
+            for name, (before, after, dtype) in self._layout.items()
+            if name != "observation"
+        )
+        if len(data) != expected:
+            raise BadMessage(f"unroll fields of {len(data)} bytes instead of {expected}")
+        for name, (before, after, dtype) in self._layout.items():
+            if name == "observation":
+                continue
+            shape = (*before, num_envs, *after)
+            count = math.prod(shape)
+            raw = np.frombuffer(data, np.uint8 if dtype == "bool" else dtype, count, offset)
+            offset += raw.nbytes
+            values[name] = raw.reshape(shape)
+        if (values["done"] > 1).any():
+            raise BadMessage("unroll has a done that is neither 0 nor 1")
+        values["done"] = values["done"].view(bool)
+        actions = self.spec.environment.num_actions
+        for name, high in (
+            ("action", actions - 1),
+            ("initial_action", actions - 1),
+            ("weights_version", version),
+        ):
+            if (values[name] < 0).any() or (values[name] > high).any():
+                raise BadMessage(f"unroll has {name} outside 0 to {high}")
+        for name in ("reward", "final_value", "policy_logits", "baseline", "agent_state"):
+            if not np.isfinite(values[name]).all():
+                raise BadMessage(f"unroll has {name} that is not finite")
+        for block in values["observation"]:
+            try:
+                frames.check_size(block, self._block_bytes)
+            except ValueError as error:
+                raise BadMessage(str(error)) from error
+        return Unroll(**values)
+
+    def decode_column(self, unroll: Unroll, env: int, out: Unroll, column: int) -> None:
+        """Writes environment ``env`` of what ``decode_fields`` gave to a column of ``out``.
+
+        Raises:
+          BadMessage: its block of observations is damaged.
+        """
+        try:
+            self._decoder.decode(unroll.observation[env], out.observation[:, column])
+        except ValueError as error:
+            raise BadMessage(str(error)) from error
+        rows = out.observation[:, column]
+        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
+            raise BadMessage("unroll has observation that is not finite")
+        for name, (before, _, _) in self._layout.items():
+            if name == "observation":
+                continue
+            if before:
+                getattr(out, name)[:, column] = getattr(unroll, name)[:, env]
+            else:
+                getattr(out, name)[column] = getattr(unroll, name)[env]
+
+
+def encode_episodes(episodes: Sequence[EpisodeResult]) -> list[list[float | None]]:
+    return [list(episode) for episode in episodes]
+
+
+def decode_episodes(header: dict[str, Any]) -> list[EpisodeResult]:
+    """Raises BadMessage."""
+    episodes = []
+    for values in field(header, "episodes", list):
+        good = (
+            isinstance(values, list)
+            and len(values) == 4
+            and all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in values)
+            and None not in values[:2]
+        )
+        if not good:
+            raise BadMessage("unroll has a bad episode")
+        episodes.append(EpisodeResult(*values))
+    return episodes
+
+
+def spec_of(
+    agent_name: str,
+    level_name: str,
+    num_action_repeats: int,
+    unroll_length: int,
+    environment: EnvironmentSpec,
+    state_size: int,
+) -> RunSpec:
+    """A RunSpec with plain types, so that both sides' headers compare equal."""
+    observation = environment.observation
+    plain = ObservationSpec(
+        tuple(int(n) for n in observation.shape), str(observation.dtype), int(observation.stack)
+    )
+    return RunSpec(
+        agent_name,
+        level_name,
+        int(num_action_repeats),
+        int(unroll_length),
+        EnvironmentSpec(plain, int(environment.num_actions)),
+        int(state_size),
+    )

@@ -1,0 +1,368 @@
+"""The learner: takes a batch, computes the loss, averages gradients, steps, publishes weights.
+
+All learners of a run go through the same rounds. In each they first agree (``Round``): on
+stopping, on waiting for the one that has no batch yet, on who logs or saves. Only then do they
+train, all of them, so that every rank counts the same updates and frames without talking.
+"""
+
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from impala_torch import (
+    __version__,
+    agents,
+    checkpoint,
+    environments,
+    losses,
+    optimizers,
+    rundir,
+)
+from impala_torch.actor import run_spec_of
+from impala_torch.agents import precision, weights
+from impala_torch.config import PER_PROCESS, Config, UserError, to_dict
+from impala_torch.endpoint import keys as curve
+from impala_torch.endpoint.batches import Batch, BatchQueue
+from impala_torch.endpoint.server import EndpointServer
+from impala_torch.group import Group
+from impala_torch.progress import Progress
+from impala_torch.stacking import stack_frames
+from impala_torch.structures import AgentInput, Unroll, empty_unroll
+
+log = logging.getLogger(__name__)
+
+# Flags that may differ between the learners of a run.
+_OWN = {*PER_PROCESS, "logdir", "device", "learner_threads", "actor_threads", "key_file"}
+_POLL_SECS = 0.5  # how long a rank without a batch waits before it tells the others so
+_HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
+
+
+class Round(NamedTuple):
+    """What the ranks agree on before each update: the largest of everyone's words."""
+
+    stop: int  # somebody wants to stop
+    failed: int  # because of an error
+    waiting: int  # somebody has no batch
+    log: int  # rank 0 is due to log
+    save: int  # rank 0 is due to write a checkpoint
+
+
+class Learner:
+    """One rank of the learner group and the endpoint of its worker set."""
+
+    def __init__(self, config: Config, group: Group, logdir: pathlib.Path) -> None:
+        """
+        Args:
+          config: the flags.
+          group: the learners of the run.
+          logdir: the run's directory; exists and can be written to on rank 0.
+
+        Raises:
+          UserError: flags that do not fit each other, the other learners, or a checkpoint.
+        """
+        self.config, self.group, self.logdir = config, group, logdir
+        self.device = _device(config, group)
+        threads = config.learner_threads or max(1, (os.cpu_count() or 1) // group.local_size)
+        torch.set_num_threads(threads)
+        torch.manual_seed(config.seed)
+        shared = {name: value for name, value in to_dict(config).items() if name not in _OWN}
+        group.check_same({"version": __version__, "torch": torch.__version__, **shared})
+
+        spec = environments.environment_spec(
+            config.level_name, width=config.width, height=config.height
+        )
+        dtype = precision.resolve(config.precision, self.device)
+        self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
+        self.parameters = list(self.agent.parameters())
+        self.optimizer = optimizers.TFRMSProp(
+            self.parameters,
+            lr=config.learning_rate,
+            decay=config.decay,
+            momentum=config.momentum,
+            epsilon=config.epsilon,
+        )
+        self.updates = self.frames = 0
+        self.hours, self.games = 0.0, 0
+        self._restore()
+        self.optimizer = group.distributed(self.optimizer, self.agent.named_parameters())
+        self._stack = spec.observation.stack
+        self.spec = run_spec_of(config, self.agent)
+        repeats = self.spec.num_action_repeats
+        self.frames_per_update = group.size * config.batch_size * config.unroll_length * repeats
+        self.batches = BatchQueue(
+            self.spec,
+            config.batch_size,
+            config.queue_capacity,
+            self._make_batch,
+            config.max_policy_lag,
+        )
+        self.endpoint = EndpointServer(
+            config.learner_host,
+            self.spec,
+            weights.layout(self.agent),
+            self.batches,
+            num_actors=len(config.actors),
+            worker_set=group.rank,
+            run_id=logdir.name,
+            keys=curve.for_address(config.learner_host, config.key_file),
+        )
+        self._publish()
+
+    # --- the loop ---
+
+    def train(self, should_stop: Callable[[], bool]) -> None:
+        """Trains to the frame limit, or until any rank's ``should_stop()``; then saves.
+
+        Raises:
+          RuntimeError: this rank, or another, failed; the checkpoint was written all the same.
+        """
+        with Progress(self) as progress:
+            failure = None
+            while self.frames < self.config.total_environment_frames:
+                batch, agreed, failure = self._next_round(should_stop, progress)
+                if agreed.save:
+                    self.save(progress)
+                if agreed.log:
+                    progress.write()
+                if agreed.stop or batch is None:
+                    break
+                self.update(batch, progress)
+            self.save(progress)
+            progress.write()
+            if failure is not None:
+                raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
+            if self.frames < self.config.total_environment_frames and agreed.failed:
+                raise RuntimeError("another learner failed: see its log")
+
+    def update(self, batch: Batch, progress: Progress) -> None:
+        """One update of all ranks with a batch each."""
+        unroll = self._to_device(batch.tensors)
+        learner_outputs = self.forward(unroll)
+        loss, metrics = losses.impala_loss(learner_outputs, unroll, self.config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        norm = self.group.step(self.optimizer, self.parameters, self.config.gradients_clipping)
+        self.updates += 1
+        self.frames += self.frames_per_update
+        self._publish()
+        progress.update(metrics, norm, batch)
+        # Publishing waited for the device, so nothing reads the batch's buffers any more.
+        self.batches.recycle(batch)
+
+    def forward(self, unroll: Unroll) -> Any:
+        """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0."""
+        inputs = AgentInput(
+            observation=stack_frames(unroll.observation, unroll.done, self._stack),
+            reward=unroll.reward,
+            done=unroll.done,
+            last_action=torch.cat([unroll.initial_action.unsqueeze(0), unroll.action[:-1]]),
+        )
+        outputs, _ = self.agent(inputs, unroll.agent_state)
+        return outputs
+
+    @property
+    def learning_rate(self) -> float:
+        return optimizers.linear_decay(
+            self.config.learning_rate, self.frames, self.config.total_environment_frames
+        )
+
+    def close(self) -> None:
+        """Tells the actors to stop and ends the endpoint."""
+        self.endpoint.close()
+        self.batches.close()
+
+    def _next_round(
+        self, should_stop: Callable[[], bool], progress: Progress
+    ) -> tuple[Batch | None, Round, BaseException | None]:
+        """Waits until all ranks have a batch, or one stops (then the batch is None)."""
+        batch: Batch | None = None
+        failure: BaseException | None = None
+        hungry_since = warned = time.monotonic()
+        while True:
+            if batch is None and failure is None and not should_stop():
+                try:
+                    if self.endpoint.error is not None:
+                        raise self.endpoint.error
+                    with progress.waiting():
+                        batch = self.batches.get(_POLL_SECS)
+                except Exception as error:
+                    log.exception("learner %d failed", self.group.rank)
+                    failure = error
+            due = progress.due() if self.group.rank == 0 else (0, 0)
+            words = Round(
+                stop=int(failure is not None or should_stop()),
+                failed=int(failure is not None),
+                waiting=int(batch is None),
+                log=due[0],
+                save=due[1],
+            )
+            agreed = Round(*self.group.agree(words))
+            if agreed.stop or not agreed.waiting:
+                return (None if agreed.stop else batch), agreed, failure
+            if agreed.log:
+                progress.write()
+            if agreed.save:
+                self.save(progress)
+            now = time.monotonic()
+            if batch is None and now - warned > _HUNGRY_SECS:
+                warned = now
+                self._warn_hungry(now - hungry_since)
+
+    def _warn_hungry(self, secs: float) -> None:
+        missing = self.endpoint.missing_tasks()
+        log.warning(
+            "learner %d has had no batch for %.0f s; connected actors: %d of %d%s%s",
+            self.group.rank,
+            secs,
+            self.endpoint.num_connected,
+            len(self.config.actors),
+            f", missing: {missing[:20]}" if missing else "",
+            f"; last bad message: {self.endpoint.last_bad}" if self.endpoint.last_bad else "",
+        )
+
+    # --- weights and batches ---
+
+    def _publish(self) -> None:
+        flat = weights.flatten(self.agent)
+        self.endpoint.publish(self.updates, flat.numpy())
+
+    def _make_batch(self) -> Batch:
+        pin = self.device.type == "cuda"
+        empty = empty_unroll(
+            self.spec.environment,
+            self.config.unroll_length,
+            self.spec.state_size,
+            self.config.batch_size,
+        )
+        tensors = [torch.from_numpy(array) for array in empty]
+        if pin:
+            tensors = [tensor.pin_memory() for tensor in tensors]
+        return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
+
+    def _to_device(self, unroll: Unroll) -> Unroll:
+        if self.device.type == "cpu":
+            return unroll
+        return Unroll(*(tensor.to(self.device, non_blocking=True) for tensor in unroll))
+
+    # --- checkpoints ---
+
+    def save(self, progress: Progress) -> None:
+        """Writes a checkpoint; only rank 0 does."""
+        progress.saved()
+        if self.group.rank != 0:
+            return
+        state = {
+            "model": self.agent.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "frames": self.frames,
+            "updates": self.updates,
+            "hours": progress.hours,
+            "games": progress.games,
+            "config": dict(to_dict(self.config)),
+            "version": __version__,
+        }
+        path = checkpoint.save(self.logdir, self.frames, state, self.config.keep_checkpoints)
+        log.info("checkpoint: %s", path)
+
+    def _restore(self) -> None:
+        """Rank 0 reads the newest checkpoint; the others get what it has."""
+        problem = ""
+        if self.group.rank == 0:
+            try:
+                self._load_checkpoint()
+            except UserError as error:
+                problem = str(error)
+        counts = [self.updates, self.frames, problem]
+        self.updates, self.frames, problem = self.group.gather(counts)[0]
+        if problem:
+            raise UserError(problem)
+        state = self.optimizer.state_dict()["state"]
+        moments = [value for entry in state.values() for value in entry.values()]
+        with torch.no_grad():
+            self.group.broadcast([*self.agent.state_dict().values(), *moments])
+
+    def _load_checkpoint(self) -> None:
+        state = checkpoint.restore(self.logdir)
+        if state is None:
+            return
+        checkpoint.check_matches(state, self.config.agent_name, self.config.level_name)
+        try:
+            self.agent.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise UserError(
+                f"the checkpoint in --logdir={self.logdir} does not fit this agent or level "
+                f"(other --width, --height or code?): {error}"
+            ) from error
+        self.updates, self.frames = state["updates"], state["frames"]
+        self.hours, self.games = state["hours"], state["games"]
+        log.info("going on from %s frames, %d updates", f"{self.frames:,}", self.updates)
+
+
+def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
+    """Trains as one learner of ``group``, for actors started elsewhere.
+
+    Returns:
+      The exit code: 0, 1 where this learner or another failed, 2 where flags do not fit.
+    """
+    code = 0
+    try:
+        logdir = _agree_on_logdir(config, group)
+        log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
+        learner = Learner(config, group, logdir)
+        try:
+            learner.train(should_stop)
+        finally:
+            learner.close()
+    except UserError as error:
+        log.error("error: %s", error)
+        code = 2
+    except RuntimeError:
+        log.exception("learner %d ends", group.rank)
+        code = 1
+    if code and group.size > 1:
+        # The others may be waiting for this one in a place where nothing can be agreed on.
+        group.abort(code)
+    group.close()
+    return code
+
+
+def _agree_on_logdir(config: Config, group: Group) -> pathlib.Path:
+    """Rank 0's directory, prepared. Raises UserError on every rank where it cannot be."""
+    chosen, problem = "", ""
+    if group.rank == 0:
+        try:
+            chosen = str(rundir.prepare(config))
+        except UserError as error:
+            problem = str(error)
+    chosen, problem = group.gather([chosen, problem])[0]
+    if problem:
+        raise UserError(problem)
+    logdir = pathlib.Path(chosen)
+    rundir.log_to(logdir / "workers" / f"learner-{group.rank}-{max(config.task, 0)}.log")
+    return logdir
+
+
+def _device(config: Config, group: Group) -> torch.device:
+    """Raises UserError where --device names what is not there."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.device == "auto":
+        return torch.device("cuda", group.local_rank % count) if count else torch.device("cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise UserError(
+            f"--device={config.device} is not a device: cpu, cuda, cuda:N or auto"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device={config.device} is not supported: cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device={config.device}: this machine has {count} GPU(s) for PyTorch")
+    return device

@@ -1,0 +1,94 @@
+"""Training on this machine alone: a learner here and --num_actors actor processes."""
+
+import logging
+import pathlib
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from impala_torch import config as config_lib
+from impala_torch import processes
+from impala_torch.config import Config
+from impala_torch.group import Group
+from impala_torch.learner import Learner
+
+log = logging.getLogger(__name__)
+
+_END_SECS = 10.0
+
+
+def run(
+    config: Config,
+    logdir: pathlib.Path,
+    should_stop: Callable[[], bool],
+    program: str,
+    extra: Sequence[str] = (),
+) -> None:
+    """Trains with actor processes of this machine; all have ended when it returns.
+
+    Args:
+      config: the flags; --learner_host and --actor_hosts are chosen here.
+      logdir: the run's directory, ready to be written to.
+      should_stop: asked between updates.
+      program: path of experiment.py, which actors run.
+      extra: more arguments for actors.
+
+    Raises:
+      RuntimeError: an actor or the learner failed; see its log.
+    """
+    address = f"127.0.0.1:{_free_port()}"
+    hosts = ",".join(f"127.0.0.1:{9001 + task}" for task in range(config.num_actors))
+    config = config.replace(learner_host=address, actor_hosts=hosts)
+    learner = Learner(config, Group(), logdir)
+    actors: list[subprocess.Popen] = []
+    try:
+        for task in range(config.num_actors):
+            flags = config_lib.to_argv(config, job_name="actor", task=task)
+            path = logdir / "workers" / f"actor-0-{task}.log"
+            actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))
+        log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")
+        watch = _Watch(actors, logdir)
+        learner.train(lambda: should_stop() or watch.failed())
+        watch.check()
+    finally:
+        learner.close()
+        processes.end(actors, _END_SECS)
+
+
+class _Watch:
+    """Notices actors that ended on their own."""
+
+    def __init__(self, actors: Sequence[subprocess.Popen], logdir: pathlib.Path) -> None:
+        self._actors = actors
+        self._logdir = logdir
+        self._told: set[int] = set()
+
+    def failed(self) -> bool:
+        """True when no actor is left; says so of each one that ended."""
+        for task, actor in enumerate(self._actors):
+            if actor.poll() is not None and task not in self._told:
+                self._told.add(task)
+                log.error(
+                    "actor %d ended with exit code %d; the end of its log:\n%s",
+                    task,
+                    actor.returncode,
+                    self._tail(task),
+                )
+        return len(self._told) == len(self._actors)
+
+    def check(self) -> None:
+        """Raises RuntimeError when no actor was left to go on with."""
+        if self._actors and len(self._told) == len(self._actors):
+            raise RuntimeError("all actors have ended: see their logs above")
+
+    def _tail(self, task: int) -> str:
+        path = self._logdir / "workers" / f"actor-0-{task}.log"
+        lines = path.read_text(errors="replace").splitlines()[-10:]
+        return "\n".join(f"    {line}" for line in lines)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,89 @@
+"""Processes of this machine: children that never outlive their parent, and asked-for ends."""
+
+import ctypes
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+log = logging.getLogger(__name__)
+
+_PARENT = "IMPALA_TORCH_PARENT"
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(
+    argv: Sequence[str], log_path: pathlib.Path, env: Mapping[str, str] | None = None
+) -> subprocess.Popen:
+    """Starts a child of this program, its output appended to ``log_path``.
+
+    The child has its own process group, so that Ctrl-C in a terminal reaches only this process,
+    and must call ``end_with_parent`` first thing.
+    """
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    with open(log_path, "ab") as output:
+        return subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **(env or {}), _PARENT: str(os.getpid())},
+        )
+
+
+def end_with_parent() -> None:
+    """Has the kernel send this process SIGTERM when the one that spawned it is gone.
+
+    Does nothing in a process that ``spawn`` did not start.
+    """
+    parent = os.environ.pop(_PARENT, "")
+    if not parent:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != int(parent):  # it went before the kernel was asked
+        sys.exit("the process that started this one is gone")
+
+
+def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
+    """Waits up to ``grace_secs`` for children to end by themselves, then ends them."""
+    deadline = time.monotonic() + grace_secs
+    for send in (None, signal.SIGTERM, signal.SIGKILL):
+        for child in children:
+            if send is not None and child.poll() is None:
+                log.warning("process %d did not end: sending it %s", child.pid, send.name)
+                child.send_signal(send)
+        for child in children:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                continue
+        deadline = time.monotonic() + 5.0
+
+
+class StopRequest:
+    """Turns SIGINT and SIGTERM into a question that a loop asks: ``requested()``."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._signals = 0
+
+    def install(self) -> "StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+        return self
+
+    def requested(self) -> bool:
+        return self._event.is_set()
+
+    def _handle(self, number: int, _: object) -> None:
+        if not self._event.is_set():
+            # Logging is not safe in a signal's handler; a plain write is.
+            name = signal.Signals(number).name
+            os.write(2, f"{name}: stopping after a checkpoint\n".encode())
+        self._event.set()

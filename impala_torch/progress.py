@@ -1,0 +1,133 @@
+"""What a learner has to tell, and when: the numbers of all ranks come together on rank 0."""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from impala_torch.endpoint.batches import Batch
+from impala_torch.metrics import RunLog, progress_line
+from impala_torch.structures import EpisodeResult
+
+if TYPE_CHECKING:
+    from impala_torch.learner import Learner
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+    """Collects between two lines of progress; every rank has one, rank 0's writes."""
+
+    def __init__(self, learner: "Learner") -> None:
+        self._learner = learner
+        config = learner.config
+        self._log: RunLog | None = None
+        if learner.group.rank == 0:
+            self._log = RunLog(learner.logdir, config.level_name, learner.hours, learner.games)
+        now = time.monotonic()
+        self._written = self._saved = now
+        self._frames, self._updates = learner.frames, learner.updates
+        self._waited = 0.0
+        self._lags: list[float] = []
+        self._actions = np.zeros(learner.spec.environment.num_actions, np.int64)
+        self._metrics: dict[str, torch.Tensor] = {}
+        self._norm: torch.Tensor | None = None
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            self._log.close()
+
+    @property
+    def hours(self) -> float:
+        return self._log.hours if self._log else 0.0
+
+    @property
+    def games(self) -> int:
+        return self._log.games if self._log else 0
+
+    def waiting(self) -> "_Stopwatch":
+        """Context in which the learner waits for data."""
+        return _Stopwatch(self)
+
+    def add_wait(self, secs: float) -> None:
+        self._waited += secs
+
+    def update(
+        self, metrics: dict[str, torch.Tensor], norm: torch.Tensor | None, batch: Batch
+    ) -> None:
+        """Takes in an update. Tensors stay where they are until somebody wants to read them."""
+        self._metrics, self._norm = metrics, norm
+        arrays = batch.arrays
+        self._lags.append(self._learner.updates - 1 - float(arrays.weights_version.mean()))
+        self._actions += np.bincount(arrays.action[:-1].ravel(), minlength=len(self._actions))
+
+    def due(self) -> tuple[int, int]:
+        """Whether it is time to log and to save."""
+        now, config = time.monotonic(), self._learner.config
+        return (
+            int(now - self._written >= config.progress_secs),
+            int(now - self._saved >= config.save_checkpoint_secs),
+        )
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+    def write(self) -> None:
+        """Brings all ranks' numbers together and writes them. All ranks call it together."""
+        learner, now = self._learner, time.monotonic()
+        endpoint, secs = learner.endpoint, max(now - self._written, 1e-6)
+        episodes = [endpoint.episodes.popleft() for _ in range(len(endpoint.episodes))]
+        mine = {
+            "episodes": [list(result) for result in episodes],
+            "actions": self._actions.tolist(),
+            "lag": sum(self._lags) / len(self._lags) if self._lags else 0.0,
+            "queue": learner.batches.depth,
+            "waited": min(1.0, self._waited / secs),
+            "actors": endpoint.num_connected,
+        }
+        everyone = learner.group.gather(mine)
+        row = {
+            "frames": learner.frames,
+            "updates": learner.updates,
+            "frames_per_sec": (learner.frames - self._frames) / secs,
+            "updates_per_sec": (learner.updates - self._updates) / secs,
+            **{name: value.item() for name, value in self._metrics.items()},
+            "grad_norm": None if self._norm is None else self._norm.item(),
+            "learning_rate": learner.learning_rate,
+            "policy_lag": _mean_of(everyone, "lag"),
+            "queue_batches": round(_mean_of(everyone, "queue"), 2),
+            "batch_wait_share": _mean_of(everyone, "waited"),
+            "actors": sum(one["actors"] for one in everyone),
+        }
+        if self._log is not None:
+            for one in everyone:
+                results = (EpisodeResult(*values) for values in one["episodes"])
+                self._log.episodes(results, learner.frames)
+            actions = np.sum([one["actions"] for one in everyone], axis=0)
+            row = self._log.write(row, actions.tolist())
+            log.info(progress_line(row, learner.config.total_environment_frames))
+        endpoint.learner_status = {**row, "time": round(time.time(), 1)}
+        self._written, self._waited = now, 0.0
+        self._frames, self._updates = learner.frames, learner.updates
+        self._lags.clear()
+        self._actions[:] = 0
+
+
+class _Stopwatch:
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.add_wait(time.monotonic() - self._start)
+
+
+def _mean_of(everyone: list[dict[str, Any]], name: str) -> float:
+    return sum(one[name] for one in everyone) / len(everyone)

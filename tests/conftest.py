@@ -1,0 +1,101 @@
+"""What tests share: the project's root on sys.path for child processes, free ports, a run spec."""
+
+import contextlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from impala_torch.endpoint import messages
+from impala_torch.endpoint.batches import Batch
+from impala_torch.structures import EnvironmentSpec, ObservationSpec, Unroll, empty_unroll
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Two cores and many processes: more threads than cores only make every test slower.
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def free_port():
+    """A function that returns a port nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture
+def run_python(tmp_path):
+    """Runs a script of the project to its end; kills it and fails the test after ``timeout``."""
+
+    def run(*argv: str, timeout: float = 120, **kwargs) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, *map(str, argv)],
+            cwd=kwargs.pop("cwd", ROOT),
+            env={**os.environ, "PYTHONPATH": str(ROOT), **kwargs.pop("env", {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            **kwargs,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start():
+    """Starts processes; whichever of them is left at the test's end is ended, by its id."""
+    with contextlib.ExitStack() as stack:
+
+        def launch(argv, **kwargs) -> subprocess.Popen:
+            process = subprocess.Popen(
+                list(map(str, argv)),
+                cwd=kwargs.pop("cwd", ROOT),
+                env={**os.environ, "PYTHONPATH": str(ROOT), **kwargs.pop("env", {})},
+                start_new_session=True,
+                **kwargs,
+            )
+            stack.callback(_end, process)
+            return process
+
+        yield launch
+
+
+def _end(process: subprocess.Popen) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait(timeout=30)
+
+
+def small_spec(
+    shape=(6, 5), dtype="uint8", stack=4, unroll_length=7, state_size=3, num_actions=4
+) -> messages.RunSpec:
+    environment = EnvironmentSpec(ObservationSpec(shape, dtype, stack), num_actions)
+    return messages.spec_of("Agent", "Level-v0", 4, unroll_length, environment, state_size)
+
+
+def random_unroll(spec: messages.RunSpec, num_envs: int, rng: np.random.Generator) -> Unroll:
+    unroll = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, num_envs)
+    observation = rng.integers(0, 255, unroll.observation.shape)
+    unroll.observation[...] = observation.astype(unroll.observation.dtype)
+    for name in ("reward", "final_value", "policy_logits", "baseline", "agent_state"):
+        field = getattr(unroll, name)
+        field[...] = rng.normal(size=field.shape)
+    unroll.done[...] = rng.random(unroll.done.shape) < 0.3
+    unroll.action[...] = rng.integers(0, spec.environment.num_actions, unroll.action.shape)
+    unroll.initial_action[...] = 1
+    return unroll
+
+
+def make_batch(spec: messages.RunSpec, size: int) -> Batch:
+    arrays = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, size)
+    return Batch(Unroll(*(torch.from_numpy(array) for array in arrays)), arrays)

@@ -184,7 +184,7 @@ def run(config: Config) -> None:
     threads = config.actor_threads or default_threads(config)
     torch.set_num_threads(threads)
     dtype = precision.resolve(config.precision, "cpu")
-    agent = make_agent(config.agent_name, spec, dtype)
+    agent = make_agent(config.agent_name, spec, dtype).for_acting()
     run_spec = run_spec_of(config, agent)
     client = EndpointClient(
         config.learner_host,

@@ -248,16 +248,22 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, .
         meta = field.metadata
         if meta["choices"]:
             flags.DEFINE_enum(
-                field.name, field.default, list(meta["choices"]), meta["help"], flag_values
+                field.name,
+                field.default,
+                list(meta["choices"]),
+                meta["help"],
+                flag_values=flag_values,
             )
         else:
-            makers[type(field.default)](field.name, field.default, meta["help"], flag_values)
+            makers[type(field.default)](
+                field.name, field.default, meta["help"], flag_values=flag_values
+            )
         # --helpfull prints flags by module: a chapter a group makes it read like a manual.
         flag_values.register_flag_by_module(meta["group"], flag_values[field.name])
         _forget_module(flag_values, field.name, meta["group"])
     for alias, name in ALIASES.items():
         if name not in skip:
-            flags.DEFINE_alias(alias, name, flag_values)
+            flags.DEFINE_alias(alias, name, flag_values=flag_values)
 
 
 def _forget_module(flag_values: flags.FlagValues, name: str, group: str) -> None:

@@ -52,7 +52,7 @@ def run(config: Config) -> Scores:
         config.level_name, width=config.width, height=config.height
     )
     dtype = precision.resolve(config.precision, "cpu")
-    agent = agents.make_agent(config.agent_name, spec, dtype)
+    agent = agents.make_agent(config.agent_name, spec, dtype).for_acting()
     try:
         agent.load_state_dict(state["model"])
     except RuntimeError as error:

@@ -129,9 +129,12 @@ class HorovodGroup(Group):
         optimizer: torch.optim.Optimizer,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
     ) -> torch.optim.Optimizer:
-        return self._hvd.DistributedOptimizer(
+        wrapped = self._hvd.DistributedOptimizer(
             optimizer, named_parameters=list(named_parameters), op=self._hvd.Average
         )
+        # Horovod makes a new optimizer of the same kind, which would forget what was restored.
+        wrapped.state = optimizer.state
+        return wrapped
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         handles = [

@@ -1,0 +1,60 @@
+"""The agent zoo: one file a family, ``make_agent(name, spec)``."""
+
+import torch
+
+from impala_torch.agents.base import Agent, image_shape
+from impala_torch.agents.mlp import MLPAgent, MLPLSTMAgent
+from impala_torch.agents.resnet import ResNetAgent, ResNetLSTMAgent
+from impala_torch.agents.shallow_conv import ShallowConvLSTMAgent, ShallowConvNetAgent
+from impala_torch.agents.simple_conv import SimpleConvNetAgent
+from impala_torch.config import UserError
+from impala_torch.structures import EnvironmentSpec
+
+__all__ = ["ZOO", "Agent", "agent_factory", "make_agent"]
+
+ZOO: dict[str, type[Agent]] = {
+    agent.__name__: agent
+    for agent in (
+        SimpleConvNetAgent,
+        ShallowConvNetAgent,
+        ShallowConvLSTMAgent,
+        ResNetAgent,
+        ResNetLSTMAgent,
+        MLPAgent,
+        MLPLSTMAgent,
+    )
+}
+
+
+def agent_factory(name: str) -> type[Agent]:
+    """Raises UserError, listing the zoo, for a name that is not in it."""
+    if name not in ZOO:
+        raise UserError(f"--agent_name={name} is not in the zoo: {', '.join(ZOO)}")
+    return ZOO[name]
+
+
+def make_agent(name: str, spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> Agent:
+    """An agent of the zoo for a level, on the CPU.
+
+    Raises:
+      UserError: the name is unknown, or the agent does not fit the level's observation.
+    """
+    factory = agent_factory(name)
+    image = len(spec.observation.shape) > 1
+    if factory.image != image:
+        fitting = [other for other, agent in ZOO.items() if agent.image == image]
+        kind = "images" if image else "vectors"
+        raise UserError(
+            f"--agent_name={name} does not fit the level, whose observations are {kind}: use "
+            f"{', '.join(fitting)}"
+        )
+    try:
+        return factory(spec, dtype)
+    except RuntimeError as error:
+        if not image:
+            raise
+        _, height, width = image_shape(spec)
+        raise UserError(
+            f"--agent_name={name} cannot see images as small as {width}x{height}: raise --width "
+            "and --height"
+        ) from error

@@ -1,0 +1,132 @@
+"""What all agents of the zoo have in common: torso, last reward and action, core, heads."""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from impala_torch.structures import AgentInput, AgentOutput, EnvironmentSpec
+
+LSTM_SIZE = 256
+
+
+class Agent(nn.Module):
+    """An actor-critic over T' rows of B environments.
+
+    A subclass sets ``torso`` (observation [N, ...] -> features [N, D]) and calls ``_finish``.
+    The clipped last reward and the one-hot last action are appended to the features, as in the
+    original; then come the LSTM, if any, and the heads.
+    """
+
+    torso: nn.Module
+    recurrent = False
+    image = True  # whether the observation must be an image, or else a vector
+
+    def __init__(self, spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> None:
+        """
+        Args:
+          spec: of the level.
+          dtype: float32, or bfloat16 for the torso's arithmetic; weights are float32 always.
+        """
+        super().__init__()
+        self.num_actions = spec.num_actions
+        self.dtype = dtype
+        self._acts_only = dtype == torch.float32
+
+    def for_acting(self) -> "Agent":
+        """Makes this an agent that is never trained: the torso's weights are cast once."""
+        if self.image:
+            self.torso.to(self.dtype)
+            self._acts_only = True
+        return self.requires_grad_(False)
+
+    def _finish(self, features: int) -> None:
+        size = features + 1 + self.num_actions
+        self.core = nn.LSTMCell(size, LSTM_SIZE) if self.recurrent else None
+        size = LSTM_SIZE if self.recurrent else size
+        self.policy = nn.Linear(size, self.num_actions)
+        self.baseline = nn.Linear(size, 1)
+        # Nearly uniform at first: exploration before the baseline has learned anything.
+        nn.init.orthogonal_(self.policy.weight, 0.01)
+        nn.init.zeros_(self.policy.bias)
+        nn.init.zeros_(self.baseline.bias)
+
+    @property
+    def state_size(self) -> int:
+        """S: the LSTM's h and c side by side; 0 without one."""
+        return 2 * LSTM_SIZE if self.recurrent else 0
+
+    def initial_state(self, batch_size: int) -> torch.Tensor:
+        """[B, S] zeros: the state at an episode's start."""
+        return torch.zeros(batch_size, self.state_size)
+
+    def forward(self, inputs: AgentInput, state: torch.Tensor) -> tuple[AgentOutput, torch.Tensor]:
+        """Args: inputs [T', B, ...], state [B, S] before the first row.
+
+        Returns:
+          Outputs [T', B, ...], float32, and the state [B, S] after the last row. The state is
+          reset where ``done`` is true, before that row.
+        """
+        rows, batch = inputs.reward.shape
+        features = self._features(inputs.observation.flatten(0, 1))
+        core_input = torch.cat(
+            [
+                features,
+                inputs.reward.clamp(-1, 1).reshape(-1, 1),
+                F.one_hot(inputs.last_action.reshape(-1), self.num_actions).float(),
+            ],
+            dim=1,
+        )
+        if self.core is not None:
+            core_output, state = self._unroll(
+                core_input.unflatten(0, (rows, batch)), inputs.done, state
+            )
+            core_input = core_output.flatten(0, 1)
+        logits = self.policy(core_input).unflatten(0, (rows, batch))
+        baseline = self.baseline(core_input).view(rows, batch)
+        return AgentOutput(logits, baseline), state
+
+    def _features(self, observation: torch.Tensor) -> torch.Tensor:
+        """[N, ...] as the environment gives it -> [N, D] float32."""
+        if not self.image:
+            return self.torso(observation)
+        observation = observation.contiguous(memory_format=torch.channels_last)
+        scaled = observation.to(self.dtype).mul_(1 / 255)
+        # Autocast keeps the weights in float32 for the optimizer, and casts them at each call.
+        with torch.autocast(scaled.device.type, self.dtype, enabled=not self._acts_only):
+            return self.torso(scaled).float()
+
+    def _unroll(
+        self, core_input: torch.Tensor, done: torch.Tensor, state: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.core is not None
+        hidden, cell = state.chunk(2, dim=1)
+        outputs = []
+        for row, ended in zip(core_input, done, strict=True):
+            keep = (~ended).float().unsqueeze(1)
+            hidden, cell = self.core(row, (hidden * keep, cell * keep))
+            outputs.append(hidden)
+        return torch.stack(outputs), torch.cat([hidden, cell], dim=1)
+
+
+class Flat(nn.Module):
+    """Layers, then the features flattened; ``size`` is found by a try."""
+
+    def __init__(self, layers: Iterable[nn.Module], shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            self.size = self.layers(torch.zeros(1, *shape)).numel()
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        return self.layers(observation).flatten(1)
+
+
+def image_shape(spec: EnvironmentSpec) -> tuple[int, int, int]:
+    """(channels, height, width) of what the torso sees: the stack's frames are channels."""
+    shape = spec.observation.shape
+    if len(shape) == 2:
+        return (spec.observation.stack, *shape)
+    channels, height, width = shape
+    return channels, height, width

@@ -1,0 +1,148 @@
+"""Atari on ALE's own vector environment, with DeepMind's preprocessing, as single frames.
+
+Two families of level names:
+
+* ``<Game>NoFrameskip-v4``: no sticky actions;
+* ``ALE/<Game>-v5``: actions stick with probability 0.25, as gymnasium defines the id.
+
+Both have the game's minimal action set, up to 30 no-ops at the start, FIRE pressed at the start
+where the game waits for it, the maximum over the last two frames, 84x84 grayscale, and games cut
+after 108,000 frames (half an hour of play). A life lost ends the learner's episode if asked for,
+and the same game goes on.
+"""
+
+import difflib
+import re
+
+import ale_py
+import numpy as np
+from ale_py import roms
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+from impala_torch.config import UserError
+from impala_torch.environments.base import Environment
+from impala_torch.environments.episodes import EpisodeTracker
+from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
+
+STACK = 4
+DEFAULT_REPEATS = 4
+MAX_FRAMES = 108_000
+_STICKY = 0.25
+
+# ALE prints a page about each game it loads.
+ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+
+_CLASSIC = re.compile(r"(?P<game>[A-Za-z0-9]+)NoFrameskip-v4")
+_ALE = re.compile(r"ALE/(?P<game>[A-Za-z0-9]+)-v5")
+
+
+def matches(level_name: str) -> bool:
+    """Whether the name is of an Atari family (not whether there is such a game)."""
+    return bool(_CLASSIC.fullmatch(level_name) or _ALE.fullmatch(level_name))
+
+
+def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:
+    """Raises UserError for a game that does not exist."""
+    ale = ale_py.ALEInterface()
+    ale.loadROM(str(roms.get_rom_path(_rom(level_name))))
+    actions = len(ale.getMinimalActionSet())
+    return EnvironmentSpec(ObservationSpec((height, width), "uint8", STACK), actions)
+
+
+class AtariEnvironment(Environment):
+    """E games of one level; see the module."""
+
+    def __init__(
+        self,
+        level_name: str,
+        num_envs: int,
+        seed: int,
+        *,
+        width: int = 84,
+        height: int = 84,
+        num_action_repeats: int = DEFAULT_REPEATS,
+        episodic_life: bool = True,
+        num_threads: int = 1,
+        max_frames: int = MAX_FRAMES,
+        noop_max: int = 30,
+    ) -> None:
+        """
+        Args:
+          seed: from which each game's own seed is derived.
+          num_action_repeats: emulated frames per step.
+          episodic_life: a life lost ends the learner's episode.
+          num_threads: of the emulation.
+          max_frames: after which a game is cut.
+          noop_max: a game starts with 1 to so many no-ops.
+        """
+        self.spec = environment_spec(level_name, width=width, height=height)
+        self.num_envs = num_envs
+        self._env = AtariVectorEnv(
+            _rom(level_name),
+            num_envs,
+            num_threads=min(num_threads, num_envs),
+            max_num_frames_per_episode=max_frames,
+            repeat_action_probability=_STICKY if _ALE.fullmatch(level_name) else 0.0,
+            full_action_space=False,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            img_height=height,
+            img_width=width,
+            # The stack is made where the network runs: frames travel once, not K times.
+            stack_num=1,
+            frameskip=num_action_repeats,
+            # Over single frames a maximum of two would mix two steps.
+            maxpool=num_action_repeats > 1,
+            noop_max=noop_max,
+            # ALE's episodic_life restarts the game with each life; life_loss_info only tells.
+            episodic_life=False,
+            life_loss_info=episodic_life,
+            reward_clipping=False,
+            use_fire_reset=True,
+        )
+        self._seeds = np.random.SeedSequence(seed).generate_state(num_envs).astype(np.int64) >> 1
+        self._tracker = EpisodeTracker(num_envs, num_action_repeats)
+        self._frame_number = np.zeros(num_envs, np.int64)
+
+    def reset(self) -> EnvOutput:
+        observation, info = self._env.reset(seed=self._seeds.astype(np.int32))
+        self._frame_number = info["episode_frame_number"].copy()
+        self._tracker.reset()
+        return self._first(observation[:, 0])
+
+    def step(self, actions: np.ndarray) -> EnvOutput:
+        observation, reward, terminated, truncated, info = self._env.step(actions)
+        reward = reward.astype(np.float32)
+        done = terminated | truncated
+        # A new game's frames count from its start again; after a life lost they go on.
+        game_over = done & (info["episode_frame_number"] <= self._frame_number)
+        self._frame_number = info["episode_frame_number"].copy()
+        truncated = truncated & ~terminated
+        final = info["final_obs"][:, 0] if truncated.any() else None
+        return EnvOutput(
+            reward=reward,
+            done=done,
+            observation=observation[:, 0],
+            truncated=truncated,
+            final_observation=final,
+            episodes=self._tracker.step(reward, done, game_over),
+        )
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _rom(level_name: str) -> str:
+    match = _CLASSIC.fullmatch(level_name) or _ALE.fullmatch(level_name)
+    assert match, level_name
+    game = match["game"]
+    # SpaceInvaders -> space_invaders
+    rom = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", game).lower()
+    known = {name.replace("_", ""): name for name in roms.get_all_rom_ids()}
+    found = known.get(rom.replace("_", ""))
+    if found is None or not game[:1].isupper():
+        close = difflib.get_close_matches(rom.replace("_", ""), known, n=3)
+        names = ["".join(part.title() for part in known[name].split("_")) for name in close]
+        hint = f"; did you mean {', '.join(names)}?" if names else ""
+        raise UserError(f"--level_name={level_name}: there is no Atari game '{game}'{hint}")
+    return found

@@ -1,0 +1,43 @@
+"""What every environment is to an actor: E environments stepped together."""
+
+import abc
+
+import numpy as np
+
+from impala_torch.structures import EnvironmentSpec, EnvOutput
+
+
+class Environment(abc.ABC):
+    """E environments that reset themselves within the step that ends an episode.
+
+    When an episode ends, ``step`` returns the first observation of the next one, ``done`` true,
+    and the last reward of the episode that ended. Where a time limit cut it (and nothing else
+    ended it), ``truncated`` is true and ``final_observation`` holds what was seen last.
+    Rewards are as the environment gives them, float32.
+    """
+
+    spec: EnvironmentSpec
+    num_envs: int
+
+    @abc.abstractmethod
+    def reset(self) -> EnvOutput:
+        """Starts all episodes: reward 0, ``done`` true everywhere."""
+
+    @abc.abstractmethod
+    def step(self, actions: np.ndarray) -> EnvOutput:
+        """Takes a step in each environment; ``actions`` [E] int64."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Frees what the environments hold."""
+
+    def _first(self, observation: np.ndarray) -> EnvOutput:
+        """The output of a reset."""
+        return EnvOutput(
+            reward=np.zeros(self.num_envs, np.float32),
+            done=np.ones(self.num_envs, bool),
+            observation=observation,
+            truncated=np.zeros(self.num_envs, bool),
+            final_observation=None,
+            episodes=[],
+        )

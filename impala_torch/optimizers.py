@@ -1,0 +1,69 @@
+"""RMSProp with TensorFlow's semantics, and the learning rate's schedule."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class TFRMSProp(torch.optim.Optimizer):
+    """RMSProp as ``tf.train.RMSPropOptimizer`` has it, which published hyperparameters mean.
+
+    Epsilon is inside the root and the mean square starts at one:
+
+        ms  <- decay ms + (1 - decay) g^2
+        mom <- momentum mom + lr g / sqrt(ms + epsilon)
+        p   <- p - mom
+
+    The state is made at once, so that it can be broadcast and saved before the first step.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.00048,
+        decay: float = 0.99,
+        momentum: float = 0.0,
+        epsilon: float = 0.1,
+    ) -> None:
+        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon}
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                state["mean_square"] = torch.ones_like(param)
+                if group["momentum"]:
+                    state["momentum"] = torch.zeros_like(param)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One update of all parameters that have a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [param for param in group["params"] if param.grad is not None]
+            if params:
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[torch.nn.Parameter]) -> None:
+        grads = [param.grad for param in params]
+        mean_squares = [self.state[param]["mean_square"] for param in params]
+        torch._foreach_mul_(mean_squares, group["decay"])
+        torch._foreach_addcmul_(mean_squares, grads, grads, 1 - group["decay"])
+        roots = torch._foreach_add(mean_squares, group["epsilon"])
+        torch._foreach_sqrt_(roots)
+        if group["momentum"]:
+            moments = [self.state[param]["momentum"] for param in params]
+            torch._foreach_mul_(moments, group["momentum"])
+            torch._foreach_addcdiv_(moments, grads, roots, group["lr"])
+            torch._foreach_sub_(params, moments)
+        else:
+            torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
+
+
+def linear_decay(learning_rate: float, frames: int, total_frames: int) -> float:
+    """The learning rate at ``frames`` of ``total_frames``: linear from the start's to 0."""
+    return learning_rate * max(0.0, 1.0 - frames / total_frames)

@@ -1,7 +1,6 @@
 """The actor: pulls weights, plays E environments for an unroll, pushes the unroll."""
 
 import logging
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -181,7 +180,7 @@ def run(config: Config) -> None:
     spec = environments.environment_spec(
         config.level_name, width=config.width, height=config.height
     )
-    threads = config.actor_threads or default_threads(config)
+    threads = config.actor_threads or 1
     torch.set_num_threads(threads)
     dtype = precision.resolve(config.precision, "cpu")
     agent = make_agent(config.agent_name, spec, dtype).for_acting()
@@ -246,9 +245,3 @@ def run_spec_of(config: Config, agent: Agent) -> RunSpec:
         environment,
         agent.state_size,
     )
-
-
-def default_threads(config: Config) -> int:
-    """One where other actors or the learner share the machine, else all cores."""
-    alone = len(config.actors) == 1 and not curve.is_loopback(config.learner_host.split(":")[0])
-    return (os.cpu_count() or 1) if alone else 1

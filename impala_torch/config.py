@@ -9,12 +9,14 @@ Importing this module loads neither torch nor any environment.
 
 import dataclasses
 import datetime
+import math
 import pathlib
 import re
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from absl import app, flags
+from absl import flags
 
 
 class UserError(Exception):
@@ -134,15 +136,16 @@ class Config:
         choices=("auto", "float32", "bfloat16"),
     )
     # --- acting ---
-    num_actors: int = flag(ACTING, 1, "Actor processes of local training (--task=-1).")
+    num_actors: int = flag(
+        ACTING, 0, "Actor processes of local training (--task=-1). 0 = one for each core."
+    )
     num_envs: int = flag(
         ACTING, 16, "E: environments of one actor, stepped together with one batched forward."
     )
     actor_threads: int = flag(
         ACTING,
         0,
-        "Threads of one actor for emulation and inference. 0 = 1 where other actors share the "
-        "machine, else all cores.",
+        "Threads of one actor for emulation and inference. 0 = 1, for several actors a machine.",
     )
     # --- learning ---
     total_environment_frames: int = flag(
@@ -173,7 +176,8 @@ class Config:
     learner_threads: int = flag(
         LEARNING,
         0,
-        "Threads of the learner's CPU arithmetic. 0 = the cores shared by the ranks of a host.",
+        "Threads of the learner's CPU arithmetic. 0 = the cores, shared by the ranks of a host, "
+        "and in local training with the actors: half of them.",
     )
     # --- the loss ---
     entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
@@ -230,13 +234,15 @@ ALIASES = {
     "grad_norm_clipping": "gradients_clipping",
 }
 
+_ALIAS_GROUP = "TorchBeast's names for the same"
+
 # Flags that name one process or mode; the others are the same for every process of a run.
 PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts")
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, ...] = ()) -> None:
     """Declares an absl flag for each field of ``Config`` not in ``skip``, and the aliases."""
-    makers = {
+    makers: dict[type, Any] = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
@@ -245,31 +251,16 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, .
     for field in dataclasses.fields(Config):
         if field.name in skip:
             continue
-        meta = field.metadata
+        meta, default = field.metadata, cast(Any, field.default)
+        # --helpfull prints flags by module: a module a group makes it read like a manual.
+        options = {"flag_values": flag_values, "module_name": meta["group"]}
         if meta["choices"]:
-            flags.DEFINE_enum(
-                field.name,
-                field.default,
-                list(meta["choices"]),
-                meta["help"],
-                flag_values=flag_values,
-            )
+            flags.DEFINE_enum(field.name, default, list(meta["choices"]), meta["help"], **options)
         else:
-            makers[type(field.default)](
-                field.name, field.default, meta["help"], flag_values=flag_values
-            )
-        # --helpfull prints flags by module: a chapter a group makes it read like a manual.
-        flag_values.register_flag_by_module(meta["group"], flag_values[field.name])
-        _forget_module(flag_values, field.name, meta["group"])
+            makers[type(default)](field.name, default, meta["help"], **options)
     for alias, name in ALIASES.items():
         if name not in skip:
-            flags.DEFINE_alias(alias, name, flag_values=flag_values)
-
-
-def _forget_module(flag_values: flags.FlagValues, name: str, group: str) -> None:
-    for module, members in flag_values.flags_by_module_dict().items():
-        if module != group:
-            members[:] = [member for member in members if member.name != name]
+            flags.DEFINE_alias(alias, name, flag_values=flag_values, module_name=_ALIAS_GROUP)
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -278,19 +269,30 @@ def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) ->
     Raises:
       UserError: an unknown flag, a bad value, or an argument that is no flag.
     """
-    app.define_help_flags()
+    asked = {word.lstrip("-") for word in argv[1:] if word.startswith("-")}
+    if asked & {"h", "help", "helpfull"}:
+        print((getattr(sys.modules["__main__"], "__doc__", None) or "").strip())
+        if "helpfull" in asked:
+            print(manual(flag_values))
+        raise SystemExit(0)
     try:
         rest = flag_values(argv)
-    except flags.Error as error:
-        raise UserError(str(error).removeprefix("FATAL Flags parsing error: ")) from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(str(error)) from error
     if len(rest) > 1:
         raise UserError(f"'{rest[1]}' is not a flag; flags are written --name=value")
+
+
+def manual(flag_values: flags.FlagValues = flags.FLAGS) -> str:
+    """What --helpfull prints: every flag with its help and default, a chapter for each group."""
+    chapters = [name for name in flag_values.flags_by_module_dict() if name != "absl.flags"]
+    return "\n".join(flag_values.module_help(chapter) for chapter in chapters)
 
 
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """Reads the parsed flags. Raises UserError where values are impossible."""
     names = [field.name for field in dataclasses.fields(Config)]
-    known = {name: flag_values[name].value for name in names if name in flag_values}
+    known: dict[str, Any] = {name: flag_values[name].value for name in names if name in flag_values}
     config = Config(**known)
     check(config)
     return config
@@ -298,8 +300,11 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
 
 def check(config: Config) -> None:
     """Raises UserError for values that cannot work, naming the flag."""
+    for name, value in to_dict(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number, not {value}")
     positive = (
-        "total_environment_frames batch_size unroll_length queue_capacity num_envs num_actors "
+        "total_environment_frames batch_size unroll_length queue_capacity num_envs "
         "width height keep_checkpoints test_num_episodes progress_secs save_checkpoint_secs "
         "epsilon"
     )
@@ -307,7 +312,7 @@ def check(config: Config) -> None:
         if getattr(config, name) <= 0:
             raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
     not_negative = (
-        "num_action_repeats actor_threads learner_threads max_policy_lag learner_timeout "
+        "num_action_repeats num_actors actor_threads learner_threads max_policy_lag learner_timeout "
         "entropy_cost baseline_cost learning_rate momentum seed"
     )
     for name in not_negative.split():

@@ -79,7 +79,7 @@ class Learner:
         dtype = precision.resolve(config.precision, self.device)
         self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
         self.parameters = list(self.agent.parameters())
-        self.optimizer = optimizers.TFRMSProp(
+        self.optimizer: torch.optim.Optimizer = optimizers.TFRMSProp(
             self.parameters,
             lr=config.learning_rate,
             decay=config.decay,

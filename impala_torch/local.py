@@ -1,6 +1,7 @@
 """Training on this machine alone: a learner here and --num_actors actor processes."""
 
 import logging
+import os
 import pathlib
 import socket
 import subprocess
@@ -37,13 +38,20 @@ def run(
     Raises:
       RuntimeError: an actor or the learner failed; see its log.
     """
+    cores = os.cpu_count() or 1
+    num_actors = config.num_actors or cores
     address = f"127.0.0.1:{_free_port()}"
-    hosts = ",".join(f"127.0.0.1:{9001 + task}" for task in range(config.num_actors))
-    config = config.replace(learner_host=address, actor_hosts=hosts)
+    hosts = ",".join(f"127.0.0.1:{9001 + task}" for task in range(num_actors))
+    config = config.replace(
+        num_actors=num_actors,
+        learner_host=address,
+        actor_hosts=hosts,
+        learner_threads=config.learner_threads or max(1, cores // 2),
+    )
     learner = Learner(config, Group(), logdir)
     actors: list[subprocess.Popen] = []
     try:
-        for task in range(config.num_actors):
+        for task in range(num_actors):
             flags = config_lib.to_argv(config, job_name="actor", task=task)
             path = logdir / "workers" / f"actor-0-{task}.log"
             actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))

@@ -36,7 +36,7 @@ class TFRMSProp(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(param)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         loss = None
         if closure is not None:
@@ -45,11 +45,12 @@ class TFRMSProp(torch.optim.Optimizer):
         for group in self.param_groups:
             params = [param for param in group["params"] if param.grad is not None]
             if params:
-                self._update(group, params)
+                self._update(group, params, [param.grad for param in params])
         return loss
 
-    def _update(self, group: dict[str, Any], params: list[torch.nn.Parameter]) -> None:
-        grads = [param.grad for param in params]
+    def _update(
+        self, group: dict[str, Any], params: list[torch.Tensor], grads: list[torch.Tensor]
+    ) -> None:
         mean_squares = [self.state[param]["mean_square"] for param in params]
         torch._foreach_mul_(mean_squares, group["decay"])
         torch._foreach_addcmul_(mean_squares, grads, grads, 1 - group["decay"])

@@ -67,14 +67,13 @@ def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
 
 
 class StopRequest:
-    """Turns SIGINT and SIGTERM into a question that a loop asks: ``requested()``."""
+    """Turns SIGINT, SIGTERM, SIGHUP into a question that a loop asks: ``requested()``."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
-        self._signals = 0
 
     def install(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle)
         return self
 

@@ -108,7 +108,8 @@ def decode(frame: Buffer) -> dict[str, Any]:
 def field(header: dict[str, Any], name: str, kind: type, low: int = 0, high: int = 1 << 62) -> Any:
     """A field of a header, checked for its type and, if an int, range. Raises BadMessage."""
     value = header.get(name)
-    if type(value) is not kind or (kind is int and not low <= value <= high):
+    good = type(value) is kind and (not isinstance(value, int) or low <= value <= high)
+    if not good:
         raise BadMessage(f"'{header['type']}' has a bad {name}")
     return value
 

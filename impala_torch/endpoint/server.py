@@ -144,7 +144,7 @@ class EndpointServer:
 
     def publish(self, version: int, flat: np.ndarray) -> None:
         """Makes ``flat`` (float32, not to be written to any more) what actors get from now on."""
-        self._weights = (version, memoryview(flat).cast("B"))
+        self._weights = (version, flat.data.cast("B"))
         self._batches.version = version
 
     @property
@@ -374,5 +374,5 @@ class EndpointServer:
 
     def _send(self, identity: bytes, kind: str, *buffers: memoryview, **fields: Any) -> None:
         # A ROUTER drops what is for a peer that left; it never blocks.
-        parts = [identity, messages.encode(kind, **fields), *buffers]
+        parts: list[Any] = [identity, messages.encode(kind, **fields), *buffers]
         self._socket.send_multipart(parts, copy=False)

@@ -59,7 +59,9 @@ class GymnasiumEnvironment(Environment):
             return ActionRepeat(env, num_action_repeats) if num_action_repeats > 1 else env
 
         self._env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-        self._seeds = [int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)]
+        self._seeds: list[int | None] = [
+            int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)
+        ]
         self._tracker = EpisodeTracker(num_envs, num_action_repeats)
 
     def reset(self) -> EnvOutput:

@@ -9,43 +9,23 @@ All flags of training reach the workers. --dry_run prints the commands and start
 
 import sys
 
-from absl import flags
+from absl.flags import FLAGS
 
-from frontend import follow, run, tmux
+from frontend import flags, follow, run, tmux
 from impala_torch import config as config_lib
 from impala_torch.config import UserError
-
-FLAGS = flags.FLAGS
 
 
 def main(argv: list[str]) -> int:
     """Starts what the flags say. Returns the exit code: 2 for bad input."""
     try:
-        _define_flags()
+        flags.define_flags()
+        config_lib.define_flags(skip=config_lib.PER_PROCESS)
         config_lib.parse_flags(argv)
         return _run()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _define_flags() -> None:
-    chapter = {"module_name": "starting"}
-    flags.DEFINE_string(
-        "workers_csv_path",
-        "",
-        "CSV file of the run's workers, such as sandbox/local_workers_example.csv.",
-        **chapter,
-    )
-    flags.DEFINE_string("tmux_sess", "impala", "Name of the tmux session to start.", **chapter)
-    flags.DEFINE_boolean("dry_run", False, "Print the commands and start nothing.", **chapter)
-    flags.DEFINE_boolean(
-        "follow",
-        False,
-        "Show the learners' progress until the run has ended; Ctrl-C stops it.",
-        **chapter,
-    )
-    config_lib.define_flags(skip=config_lib.PER_PROCESS)
 
 
 def _run() -> int:

@@ -167,7 +167,8 @@ class UnrollCollector:
             unroll.baseline,
         ):
             rows[0] = rows[-1]
-        unroll.observation[: self._stack] = player.stacker.stacks.transpose(0, 1).numpy()
+        for row, frame in enumerate(player.stacker.frames):
+            unroll.observation[row] = frame.numpy()
         unroll.agent_state[:] = player.state_before.numpy()
 
 

@@ -2,7 +2,8 @@
 
 A stack never reaches across an episode's start: frames of the episode before are zeros. The
 actor's ``FrameStacker`` (a step at a time) and the learner's ``stack_frames`` (an unroll at a
-time) give the same stacks.
+time) give the same stacks. Both lay memory out with the frames last, which is the order that
+convolutions want (``channels_last``): one pass over the pixels instead of two.
 """
 
 import torch
@@ -23,30 +24,42 @@ def stack_frames(observation: torch.Tensor, done: torch.Tensor, stack: int) -> t
     if stack == 1:
         return observation
     rows = done.shape[0]
-    stacked = torch.stack([observation[k : k + rows] for k in range(stack)], dim=2)
-    # valid[t, b, k]: no episode started after the frame k, so none of rows t-(K-1-k)+1 .. t.
-    valid = torch.ones((rows, done.shape[1], stack), dtype=torch.bool, device=done.device)
+    frames = [observation[stack - 1 :]]
+    started = torch.zeros_like(done)  # whether an episode started after the frame at hand
     for age in range(1, stack):
-        started = done.clone()
-        for back in range(1, age):
-            started[back:] |= done[: rows - back]
-        valid[:, :, stack - 1 - age] = ~started
-    return stacked.mul_(valid.view(*valid.shape, *(1,) * (observation.dim() - 2)))
+        started = started.clone()
+        started[age - 1 :] |= done[: rows - age + 1]
+        frame = observation[stack - 1 - age : stack - 1 - age + rows]
+        frames.append(frame * ~started.view(*started.shape, *(1,) * (frame.dim() - 2)))
+    return torch.stack(frames[::-1], dim=-1).movedim(-1, 2)
 
 
 class FrameStacker:
-    """The last K frames of E environments (``stacks`` [E, K, *shape]), as a step comes in."""
+    """The last K frames of E environments, as a step comes in."""
 
     def __init__(self, num_envs: int, shape: tuple[int, ...], dtype: torch.dtype, stack: int):
-        self.stacks = torch.zeros((num_envs, stack, *shape), dtype=dtype)
+        self._frames = [torch.zeros((num_envs, *shape), dtype=dtype) for _ in range(stack)]
+
+    @property
+    def frames(self) -> list[torch.Tensor]:
+        """The K frames of the stacks, oldest first, each [E, *shape]."""
+        return self._frames
 
     def push(self, frame: torch.Tensor, done: torch.Tensor) -> torch.Tensor:
-        """Adds ``frame`` [E, *shape]; ``done`` [E]. Returns the stacks [E, K, *shape], no copy."""
-        self.stacks = self.peek(frame)
+        """Adds ``frame`` [E, *shape]; ``done`` [E]. Returns the stacks [E, K, *shape]."""
+        before = self._frames[1:]
         if done.any():
-            self.stacks[done, :-1] = 0
-        return self.stacks
+            keep = ~done.view(-1, *(1,) * (frame.dim() - 1))
+            before = [frame * keep for frame in before]
+        self._frames = [*before, frame.clone()]
+        return self._stacked(self._frames)
 
     def peek(self, frame: torch.Tensor) -> torch.Tensor:
         """The stacks as they would be with ``frame`` in the same episodes."""
-        return torch.cat([self.stacks[:, 1:], frame.unsqueeze(1)], dim=1)
+        return self._stacked([*self._frames[1:], frame])
+
+    @staticmethod
+    def _stacked(frames: list[torch.Tensor]) -> torch.Tensor:
+        if len(frames) == 1:
+            return frames[0].unsqueeze(1)
+        return torch.stack(frames, dim=-1).movedim(-1, 1)

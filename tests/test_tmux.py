@@ -66,7 +66,9 @@ def test_ctrl_c_reaches_one_window(session, tmp_path):
 
 def test_an_existing_session_is_left_alone(session, tmp_path):
     session.start([("one", ["sleep", "60"])], cwd=tmp_path)
-    with pytest.raises(UserError, match="'run' exists already.*attach -t run.*kill-session -t run"):
+    with pytest.raises(
+        UserError, match=r"'run' exists already.*attach -t run.*kill-session -t run"
+    ):
         session.start([("other", ["sleep", "60"])], cwd=tmp_path)
     assert session.windows() == [WindowState("one", None)]
 
@@ -82,7 +84,7 @@ def test_a_name_is_taken_whole(session, socket_name, tmp_path):
 def test_nothing_is_left_when_a_window_cannot_start(session, socket_name, tmp_path):
     Session("other", socket_name).start([("x", ["sleep", "60"])], cwd=tmp_path)
     too_long = ["echo", "x" * 100_000]
-    with pytest.raises(UserError, match="tmux could not do 'respawn-pane'.*'run'"):
+    with pytest.raises(UserError, match=r"tmux could not do 'respawn-pane'.*'run'"):
         session.start([("one", ["sleep", "60"]), ("two", too_long)], cwd=tmp_path)
     assert not session.exists()
     assert Session("other", socket_name).exists()

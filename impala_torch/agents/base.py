@@ -91,11 +91,10 @@ class Agent(nn.Module):
         """[N, ...] as the environment gives it -> [N, D] float32."""
         if not self.image:
             return self.torso(observation)
-        observation = observation.contiguous(memory_format=torch.channels_last)
-        scaled = observation.to(self.dtype).mul_(1 / 255)
+        observation = observation.contiguous(memory_format=torch.channels_last).to(self.dtype)
         # Autocast keeps the weights in float32 for the optimizer, and casts them at each call.
-        with torch.autocast(scaled.device.type, self.dtype, enabled=not self._acts_only):
-            return self.torso(scaled).float()
+        with torch.autocast(observation.device.type, self.dtype, enabled=not self._acts_only):
+            return self.torso(observation).float()
 
     def _unroll(
         self, core_input: torch.Tensor, done: torch.Tensor, state: torch.Tensor
@@ -108,6 +107,16 @@ class Agent(nn.Module):
             hidden, cell = self.core(row, (hidden * keep, cell * keep))
             outputs.append(hidden)
         return torch.stack(outputs), torch.cat([hidden, cell], dim=1)
+
+
+class PixelConv2d(nn.Conv2d):
+    """A network's first convolution: takes pixels of 0 to 255 as if they were scaled to 1.
+
+    The scale goes to the weights: a pass over the pixels costs as much as the convolution.
+    """
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self._conv_forward(pixels, self.weight * (1 / 255), self.bias)
 
 
 class Flat(nn.Module):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from impala_torch.agents.base import Agent, Flat, image_shape
+from impala_torch.agents.base import Agent, Flat, PixelConv2d, image_shape
 from impala_torch.structures import EnvironmentSpec
 
 
@@ -29,8 +29,9 @@ class ResNetAgent(Agent):
         layers: list[nn.Module] = []
         channels = shape[0]
         for width in (16, 32, 32):
+            convolution = nn.Conv2d if layers else PixelConv2d
             layers += [
-                nn.Conv2d(channels, width, 3, padding=1),
+                convolution(channels, width, 3, padding=1),
                 nn.MaxPool2d(3, stride=2, padding=1),
                 ResidualBlock(width),
                 ResidualBlock(width),

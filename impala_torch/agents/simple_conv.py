@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from impala_torch.agents.base import Agent, Flat, image_shape
+from impala_torch.agents.base import Agent, Flat, PixelConv2d, image_shape
 from impala_torch.structures import EnvironmentSpec
 
 
@@ -15,7 +15,7 @@ class SimpleConvNetAgent(Agent):
         shape = image_shape(spec)
         convolutions = Flat(
             [
-                nn.Conv2d(shape[0], 32, 8, stride=4),
+                PixelConv2d(shape[0], 32, 8, stride=4),
                 nn.ReLU(inplace=True),
                 nn.Conv2d(32, 64, 4, stride=2),
                 nn.ReLU(inplace=True),

@@ -1,0 +1,1 @@
+"""Starts a run over machines named in a CSV file. Knows nothing of learning, loads no torch."""

@@ -84,6 +84,11 @@ def learners(sets: Sequence[WorkerSet], config: Config, programs: Programs) -> l
     return argv
 
 
+def preflight(config: Config, programs: Programs) -> list[str]:
+    """The command that checks agent, level and checkpoint, before anything is started."""
+    return [programs.python, "-m", "impala_torch.preflight", *to_argv(config)]
+
+
 def actor(worker_set: WorkerSet, task: int, config: Config, programs: Programs) -> list[str]:
     """The command of one actor; its --task is its place among its learner's actors."""
     return _experiment(worker_set, worker_set.actors[task], task, config, programs)

@@ -1,7 +1,7 @@
 """Starts a run on this machine: workers' CSV and flags -> windows of a tmux session.
 
-What can be known without loading torch is checked before anything starts. An agent or a level
-that does not exist is noticed by the learners; their window stays open and says so.
+What cannot work is told before anything starts: what needs torch to be known, such as whether
+there is an agent of that name, by a short process of its own.
 """
 
 import dataclasses
@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ class Plan:
     sets: list[WorkerSet]
     config: Config  # every path in it is absolute
     commands: list[Command]
+    preflight: list[str]  # the command that checks what needs torch
 
     @property
     def logs(self) -> pathlib.Path:
@@ -58,7 +60,13 @@ def plan(workers_csv_path: str, config: Config) -> Plan:
         mpirun_wrapper=str(ROOT / "frontend" / "mpirun.py"),
         as_root=os.geteuid() == 0,
     )
-    return Plan(workers_csv_path, sets, config, commands.plan(sets, config, programs))
+    return Plan(
+        workers_csv_path,
+        sets,
+        config,
+        commands.plan(sets, config, programs),
+        commands.preflight(config, programs),
+    )
 
 
 def describe(run: Plan) -> str:
@@ -77,8 +85,9 @@ def start(run: Plan, session: tmux.Session) -> None:
     """Starts a run in a tmux session.
 
     Raises:
-      UserError: the session exists, a program is missing, a learner's port is taken, the run's
-        directory cannot be written to, or tmux cannot run a command; then nothing runs.
+      UserError: the session exists, a program is missing, a learner's port is taken, the agent,
+        the level or the checkpoint does not fit, the run's directory cannot be written to, or
+        tmux cannot run a command; then nothing runs.
     """
     session.check_free()
     if len(run.sets) > 1 and shutil.which("mpirun") is None:
@@ -88,6 +97,7 @@ def start(run: Plan, session: tmux.Session) -> None:
         )
     for worker_set in run.sets:
         _check_port_is_free(worker_set.learner, run.source)
+    _check_agent_and_level(run)
     scripts = _write_scripts(run)
     windows = [
         (command.name, ("bash", str(script)))
@@ -143,6 +153,13 @@ def _write_scripts(run: Plan) -> list[pathlib.Path]:
             f"--logdir={run.config.logdir} cannot be written to: {error.strerror}"
         ) from error
     return paths
+
+
+def _check_agent_and_level(run: Plan) -> None:
+    result = subprocess.run(run.preflight, cwd=ROOT, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        last = (result.stderr.strip().splitlines() or ["the check of agent and level failed"])[-1]
+        raise UserError(last.removeprefix("error: "))
 
 
 def _check_is_here(worker: Worker, source: str) -> None:

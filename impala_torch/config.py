@@ -312,8 +312,8 @@ def check(config: Config) -> None:
         if getattr(config, name) <= 0:
             raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
     not_negative = (
-        "num_action_repeats num_actors actor_threads learner_threads max_policy_lag learner_timeout "
-        "entropy_cost baseline_cost learning_rate momentum seed"
+        "num_action_repeats num_actors actor_threads learner_threads max_policy_lag "
+        "learner_timeout entropy_cost baseline_cost learning_rate momentum seed"
     )
     for name in not_negative.split():
         if getattr(config, name) < 0:

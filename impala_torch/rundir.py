@@ -13,7 +13,8 @@ from impala_torch.config import Config, UserError, default_logdir, to_dict
 
 
 def prepare(config: Config) -> pathlib.Path:
-    """Makes the run's directory, with ``config.json`` and, for a default one, ``logs/latest``.
+    """Makes the run's directory, with ``config.json``; ``logs/latest`` points to it if it is one
+    of ``logs``.
 
     Raises:
       UserError: it cannot be made or written to.
@@ -30,7 +31,7 @@ def prepare(config: Config) -> pathlib.Path:
         checkpoint.write_atomically(
             logdir / "config.json", json.dumps(description, indent=2).encode()
         )
-        if not config.logdir:
+        if logdir.parent.parent.name == "logs":
             _point_latest(logdir)
     except OSError as error:
         raise UserError(f"--logdir={logdir} cannot be written to: {error.strerror}") from error

@@ -1,6 +1,6 @@
 """What a rank does in the tests of the learner group: run by mpirun, tells in JSON.
 
-    mpirun -np 2 python tests/group_job.py same OUT      (or: different, average, agree)
+mpirun -np 2 python tests/group_job.py same OUT      (or: different, average, agree)
 """
 
 import hashlib

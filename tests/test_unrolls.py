@@ -1,5 +1,7 @@
 """The convention of time, end to end: environment, actor, wire, batch, learner."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -110,7 +112,7 @@ def test_no_row_is_off_by_one():
                     assert last == taken
                 truncated = step == 0 and clock and (episode - 1) % 2 == 1
                 assert bool(unroll.final_value[t, env] != 0) == bool(truncated)
-    for before, after in zip(unrolls, unrolls[1:], strict=False):
+    for before, after in itertools.pairwise(unrolls):
         for name in ("reward", "done", "final_value", "action", "policy_logits", "baseline"):
             np.testing.assert_array_equal(getattr(after, name)[0], getattr(before, name)[-1])
 

@@ -1,0 +1,279 @@
+"""experiment.py as its users run it: locally, by hand with mpirun, stopped, resumed, tested."""
+
+import csv
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import pytest
+
+from impala_torch import checkpoint
+from tests.conftest import ROOT
+
+CARTPOLE = [
+    "--level_name=CartPole-v1",
+    "--agent_name=MLPAgent",
+    "--batch_size=16",
+    "--unroll_length=20",
+    "--num_envs=8",
+    "--reward_clipping=none",
+    "--entropy_cost=0.01",
+    "--learning_rate=0.002",
+    "--epsilon=0.01",
+    "--gradients_clipping=40",
+    "--progress_secs=1",
+]
+
+
+def metrics_of(logdir: pathlib.Path) -> list[dict[str, str]]:
+    with open(logdir / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def frames_of(logdir: pathlib.Path) -> int:
+    return checkpoint.restore(logdir)["frames"]
+
+
+def processes_with(text: str) -> list[str]:
+    """Command lines of living processes that contain ``text``."""
+    found = []
+    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:  # it ended meanwhile
+            continue
+        if text in line and path.parent.name != str(os.getpid()):
+            found.append(line)
+    return found
+
+
+def wait_until(condition, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def has_frames(logdir: pathlib.Path) -> bool:
+    """Whether a run has trained a little."""
+    if not (logdir / "metrics.csv").exists():
+        return False
+    rows = metrics_of(logdir)
+    return bool(rows) and int(rows[-1]["frames"] or 0) > 0
+
+
+@pytest.mark.slow
+def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path):
+    logdir = tmp_path / "run"
+    flags = [*CARTPOLE, f"--logdir={logdir}", "--num_actors=2"]
+    first = run_python("experiment.py", *flags, "--total_environment_frames=30000")
+    assert first.returncode == 0, first.stderr
+    assert not processes_with(str(logdir))
+    frames = frames_of(logdir)
+    assert frames >= 30000
+    assert json.loads((logdir / "config.json").read_text())["flags"]["num_envs"] == 8
+    assert json.loads((logdir / "checkpoint.json").read_text())["newest"] == (
+        f"checkpoint-{frames}.pt"
+    )
+    assert list(logdir.glob("events.out.tfevents.*"))
+    assert "run has ended" in (logdir / "workers" / "actor-0-1.log").read_text()
+    rows = metrics_of(logdir)
+    last = rows[-1]
+    assert int(last["frames"]) == frames
+    assert int(last["updates"]) * 16 * 20 == frames  # one frame an agent step
+    assert float(last["learning_rate"]) == 0
+    assert float(last["episode_raw_return"]) > 15
+    assert max(int(row["actors"]) for row in rows) == 2
+    assert "frames/s" in first.stderr
+    assert "left 0:00:00" in first.stderr
+
+    second = run_python("experiment.py", *flags, "--total_environment_frames=60000")
+    assert second.returncode == 0, second.stderr
+    assert f"going on from {frames:,} frames" in second.stderr
+    assert frames_of(logdir) >= 60000
+    continued = metrics_of(logdir)
+    assert continued[: len(rows)] == rows
+    first_new = next(row for row in continued[len(rows) :] if int(row["frames"]) > frames)
+    # Neither the count of games nor the learning rate starts again.
+    assert int(first_new["games"]) >= int(last["games"])
+    assert float(first_new["learning_rate"]) < 0.002 * (1 - frames / 60000) + 1e-9
+
+    test = run_python(
+        *("experiment.py", "--mode=test", f"--logdir={logdir}", "--test_num_episodes=7"),
+        *("--level_name=CartPole-v1", "--agent_name=MLPAgent", "--num_envs=3"),
+    )
+    assert test.returncode == 0, test.stderr
+    for word in ("games 7", "mean", "median", "standard deviation", "minimum", "maximum"):
+        assert word in test.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_local_training_with_a_checkpoint(start, tmp_path, number):
+    logdir = tmp_path / "run"
+    run = start([sys.executable, "experiment.py", *CARTPOLE, f"--logdir={logdir}"])
+    wait_until(lambda: has_frames(logdir))
+    run.send_signal(number)
+    assert run.wait(timeout=30) == 0
+    assert frames_of(logdir) > 0
+    assert not processes_with(str(logdir))
+
+
+@pytest.mark.slow
+def test_children_do_not_outlive_a_killed_run(start, tmp_path):
+    logdir = tmp_path / "run"
+    run = start([sys.executable, "experiment.py", *CARTPOLE, f"--logdir={logdir}"])
+    wait_until(lambda: has_frames(logdir))
+    assert len(processes_with(str(logdir))) > 1
+    run.kill()
+    run.wait(timeout=10)
+    wait_until(lambda: not processes_with(str(logdir)), timeout=20)
+
+
+@pytest.mark.slow
+def test_atari_trains_and_is_tested(run_python, tmp_path):
+    logdir = tmp_path / "run"
+    flags = [
+        "--level_name=ALE/Breakout-v5",
+        "--agent_name=ShallowConvLSTMAgent",
+        "--num_envs=4",
+        f"--logdir={logdir}",
+    ]
+    train = run_python(
+        *("experiment.py", *flags, "--batch_size=4", "--unroll_length=10", "--progress_secs=1"),
+        *("--num_actors=1", "--total_environment_frames=12000"),
+    )
+    assert train.returncode == 0, train.stderr
+    last = metrics_of(logdir)[-1]
+    assert int(last["updates"]) * 4 * 10 * 4 == int(last["frames"])  # four frames an agent step
+    test = run_python("experiment.py", "--mode=test", *flags, "--test_num_episodes=2")
+    assert test.returncode == 0, test.stderr
+    assert "games 2" in test.stdout
+
+
+@pytest.mark.slow
+def test_two_learners_by_hand_learn_cartpole(start, free_port, tmp_path):
+    """As the TensorFlow original is started: mpirun for the learners, actors before or after."""
+    logdir = tmp_path / "run"
+    hosts = [f"localhost:{free_port()}", f"localhost:{free_port()}"]
+    flags = [*CARTPOLE, f"--logdir={logdir}", "--total_environment_frames=1500000"]
+
+    def job(name: str, task: int, host: str) -> list[str]:
+        return [
+            *(sys.executable, "experiment.py", f"--job_name={name}", f"--task={task}"),
+            *(f"--learner_host={host}", "--actor_hosts=localhost:9000", *flags),
+        ]
+
+    early = start(job("actor", 0, hosts[0]))
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    context = ["-np", "1", "-H", "localhost:2"]
+    learners = start(
+        [
+            *("mpirun", *root, "-bind-to", "none", "-map-by", "slot"),
+            *("--mca", "btl_vader_single_copy_mechanism", "none"),
+            *context,
+            *job("learner", 0, hosts[0]),
+            ":",
+            *context,
+            *job("learner", 1, hosts[1]),
+        ]
+    )
+    wait_until(lambda: (logdir / "workers" / "learner-1-1.log").exists(), timeout=60)
+    late = start(job("actor", 0, hosts[1]))
+    assert learners.wait(timeout=600) == 0
+    assert early.wait(timeout=30) == 0
+    assert late.wait(timeout=30) == 0
+    rows = metrics_of(logdir)
+    assert max(int(row["actors"]) for row in rows) == 2
+    assert max(float(row["episode_raw_return"] or 0) for row in rows) >= 400
+    assert int(rows[-1]["updates"]) * 2 * 16 * 20 == int(rows[-1]["frames"])
+
+
+@pytest.mark.slow
+def test_one_learner_by_hand_and_actors_that_do_not_fit(start, run_python, free_port, tmp_path):
+    logdir, host = tmp_path / "run", f"localhost:{free_port()}"
+    flags = [*CARTPOLE, f"--learner_host={host}", "--actor_hosts=localhost:9000,localhost:9001"]
+    learning = ["--job_name=learner", "--task=0", f"--logdir={logdir}", *flags]
+    learner = start([sys.executable, "experiment.py", *learning])
+    wrong = run_python(
+        *("experiment.py", "--job_name=actor", "--task=0", *flags, "--unroll_length=30")
+    )
+    assert wrong.returncode == 1
+    assert "its unroll_length is 30, the learner's 20" in wrong.stderr
+    actor = start([sys.executable, "experiment.py", "--job_name=actor", "--task=1", *flags])
+    wait_until(lambda: has_frames(logdir))
+    learner.send_signal(signal.SIGTERM)
+    assert learner.wait(timeout=30) == 0
+    assert actor.wait(timeout=30) == 0
+    assert frames_of(logdir) > 0
+
+
+BAD = {
+    "unknown flag": (["--batchsize=3"], "batchsize"),
+    "no number": (["--batch_size=three"], "batch_size"),
+    "zero": (["--batch_size=0"], "--batch_size must be more than 0"),
+    "unknown choice": (["--reward_clipping=some"], "reward_clipping"),
+    "positional": (["train"], "'train' is not a flag"),
+    "unknown agent": (["--agent_name=Agent"], "SimpleConvNetAgent"),
+    "agent of vectors": (["--agent_name=MLPAgent"], "does not fit the level"),
+    "unknown game": (["--level_name=PongoNoFrameskip-v4"], "did you mean Pong"),
+    "unknown level": (["--level_name=NoSuchLevel-v0"], "NoSuchLevel-v0"),
+    "continuous": (["--level_name=Pendulum-v1", "--agent_name=MLPAgent"], "continuous"),
+    "task outside": (["--job_name=actor", "--task=1"], "--task=1 is outside --actor_hosts"),
+    "actor without task": (["--job_name=actor"], "needs --task"),
+    "bad port": (["--learner_host=localhost:80x"], "'80x'"),
+    "no port": (["--learner_host=localhost"], "ip:port"),
+    "unwritable logdir": (["--logdir=/proc/none"], "--logdir=/proc/none cannot be written"),
+    "test without logdir": (["--mode=test"], "needs --logdir"),
+    "test without run": (["--mode=test", "--logdir=/nowhere"], "/nowhere is not a directory"),
+    "open on a network": (
+        ["--job_name=learner", "--task=0", "--learner_host=0.0.0.0:8001", "--logdir=OUT"],
+        "--key_file",
+    ),
+    "device": (["--device=tpu", "--logdir=OUT"], "--device=tpu"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(run_python, tmp_path, name):
+    flags, said = BAD[name]
+    flags = [flag.replace("OUT", str(tmp_path)) for flag in flags]
+    # Run elsewhere: the default logdir is under the working directory.
+    result = run_python(ROOT / "experiment.py", *flags, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error: ") == 1
+
+
+@pytest.mark.slow
+def test_another_agents_checkpoint_is_refused(run_python, tmp_path):
+    logdir = tmp_path / "run"
+    flags = [*CARTPOLE, f"--logdir={logdir}", "--total_environment_frames=2000"]
+    assert run_python("experiment.py", *flags).returncode == 0
+    before = frames_of(logdir)
+    for job in ([], ["--mode=test"]):
+        result = run_python("experiment.py", *flags, "--agent_name=MLPLSTMAgent", *job)
+        assert result.returncode == 2
+        assert "trained with --agent_name=MLPAgent, not MLPLSTMAgent" in result.stderr
+        assert "Traceback" not in result.stderr
+    assert frames_of(logdir) == before
+
+
+def test_helpfull_reads_like_a_manual(run_python):
+    result = run_python("experiment.py", "--helpfull")
+    text = result.stdout + result.stderr
+    for word in ("the environment", "the optimizer", "--entropy_cost", "T: agent steps"):
+        assert word in text
+
+
+def test_an_actor_loads_no_horovod_and_no_tensorboard(run_python):
+    code = (
+        "import sys; from impala_torch import actor;"
+        "assert not {'horovod', 'mpi4py', 'tensorboard'} & set(sys.modules)"
+    )
+    result = run_python("-c", code)
+    assert result.returncode == 0, result.stderr

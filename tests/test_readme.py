@@ -1,0 +1,50 @@
+"""What the documents say is there, is there."""
+
+import dataclasses
+import re
+
+import pytest
+from absl import flags
+
+from frontend import flags as frontend_flags
+from impala_torch import config
+from impala_torch.agents import ZOO
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "sandbox").glob("*.md"))]
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(config.Config), ids=lambda field: field.name)
+def test_each_flag_is_in_the_readme_with_its_help(field):
+    row = next(line for line in README.splitlines() if line.startswith(f"| `--{field.name}` |"))
+    text = field.metadata["help"].replace("<", "&lt;").replace(">", "&gt;")
+    assert text in row
+
+
+def test_each_agent_is_in_the_readme():
+    for name in ZOO:
+        assert f"`{name}`" in README
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_flags_and_files_that_exist(path):
+    values = flags.FlagValues()
+    config.define_flags(values)
+    known = set(values) | set(flags.FLAGS)
+    if "workers_csv_path" not in flags.FLAGS:
+        frontend_flags.define_flags()
+        known |= set(flags.FLAGS)
+    # Of mpirun, make, pip and the like.
+    others = {"allow-run-as-root", "mca", "helpfull", "logdir"}
+    text = path.read_text()
+    for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):
+        assert name in known | others, f"--{name}"
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (path.parent / target).exists(), target
+
+
+def test_the_makefile_has_the_commands_that_the_readme_names():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

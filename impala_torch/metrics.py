@@ -148,7 +148,7 @@ def duration(secs: float) -> str:
     """``h:mm:ss``, or days where it is long."""
     if secs > 100 * 86400:
         return "> 100 days"
-    minutes, seconds = divmod(int(secs), 60)
+    minutes, seconds = divmod(max(0, int(secs)), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
     return (f"{days} d " if days else "") + f"{hours}:{minutes:02}:{seconds:02}"

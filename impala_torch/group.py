@@ -35,6 +35,9 @@ class Group:
     def check_same(self, facts: Mapping[str, Any]) -> None:
         """Raises UserError on every rank, naming the difference, unless all have equal facts."""
 
+    def check_device(self, device: torch.device) -> None:
+        """Raises UserError where gradients on ``device`` cannot be averaged."""
+
     def distributed(
         self,
         optimizer: torch.optim.Optimizer,
@@ -123,6 +126,14 @@ class HorovodGroup(Group):
                         f"learner {rank} has {name} {theirs.get(name)!r} and learner 0 "
                         f"{first.get(name)!r}: all learners of a run need the same flags and code"
                     )
+
+    def check_device(self, device: torch.device) -> None:
+        if device.type == "cuda" and not self._hvd.cuda_built():
+            raise UserError(
+                "this Horovod was built without CUDA, so several learners cannot use GPUs: give "
+                "--device=cpu, or build it with HOROVOD_GPU_OPERATIONS=NCCL (its installation "
+                "guide says what that needs)"
+            )
 
     def distributed(
         self,

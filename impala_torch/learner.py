@@ -14,15 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from impala_torch import (
-    __version__,
-    agents,
-    checkpoint,
-    environments,
-    losses,
-    optimizers,
-    rundir,
-)
+from impala_torch import __version__, agents, devices, environments, losses, optimizers, rundir
 from impala_torch.actor import run_spec_of
 from impala_torch.agents import precision, weights
 from impala_torch.config import PER_PROCESS, Config, UserError, to_dict
@@ -33,6 +25,7 @@ from impala_torch.group import Group
 from impala_torch.progress import Progress
 from impala_torch.stacking import stack_frames
 from impala_torch.structures import AgentInput, Unroll, empty_unroll
+from impala_torch.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +59,8 @@ class Learner:
           UserError: flags that do not fit each other, the other learners, or a checkpoint.
         """
         self.config, self.group, self.logdir = config, group, logdir
-        self.device = _device(config, group)
+        self.device = devices.choose(config.device, group.local_rank)
+        group.check_device(self.device)
         threads = config.learner_threads or max(1, (os.cpu_count() or 1) // group.local_size)
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
@@ -79,17 +73,17 @@ class Learner:
         dtype = precision.resolve(config.precision, self.device)
         self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
         self.parameters = list(self.agent.parameters())
-        self.optimizer: torch.optim.Optimizer = optimizers.TFRMSProp(
+        optimizer = optimizers.TFRMSProp(
             self.parameters,
             lr=config.learning_rate,
             decay=config.decay,
             momentum=config.momentum,
             epsilon=config.epsilon,
         )
-        self.updates = self.frames = 0
-        self.hours, self.games = 0.0, 0
-        self._restore()
-        self.optimizer = group.distributed(self.optimizer, self.agent.named_parameters())
+        self.state = TrainingState(self.agent, optimizer)
+        self.state.restore(logdir, config, group)
+        self.optimizer = group.distributed(optimizer, self.agent.named_parameters())
+        self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack
         self.spec = run_spec_of(config, self.agent)
         repeats = self.spec.num_action_repeats
@@ -121,22 +115,24 @@ class Learner:
         Raises:
           RuntimeError: this rank, or another, failed; the checkpoint was written all the same.
         """
-        with Progress(self) as progress:
+        with Progress(
+            self.config, self.group, self.state, self.endpoint, self.batches, self.logdir
+        ) as progress:
             failure = None
-            while self.frames < self.config.total_environment_frames:
+            while self.state.frames < self.config.total_environment_frames:
                 batch, agreed, failure = self._next_round(should_stop, progress)
                 if agreed.save:
-                    self.save(progress)
+                    progress.save()
                 if agreed.log:
-                    progress.write()
+                    progress.write(self.learning_rate)
                 if agreed.stop or batch is None:
                     break
                 self.update(batch, progress)
-            self.save(progress)
-            progress.write()
+            progress.save()
+            progress.write(self.learning_rate)
             if failure is not None:
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
-            if self.frames < self.config.total_environment_frames and agreed.failed:
+            if self.state.frames < self.config.total_environment_frames and agreed.failed:
                 raise RuntimeError("another learner failed: see its log")
 
     def update(self, batch: Batch, progress: Progress) -> None:
@@ -149,8 +145,8 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         norm = self.group.step(self.optimizer, self.parameters, self.config.gradients_clipping)
-        self.updates += 1
-        self.frames += self.frames_per_update
+        self.state.updates += 1
+        self.state.frames += self.frames_per_update
         self._publish()
         progress.update(metrics, norm, batch)
         # Publishing waited for the device, so nothing reads the batch's buffers any more.
@@ -170,7 +166,7 @@ class Learner:
     @property
     def learning_rate(self) -> float:
         return optimizers.linear_decay(
-            self.config.learning_rate, self.frames, self.config.total_environment_frames
+            self.config.learning_rate, self.state.frames, self.config.total_environment_frames
         )
 
     def close(self) -> None:
@@ -207,9 +203,9 @@ class Learner:
             if agreed.stop or not agreed.waiting:
                 return (None if agreed.stop else batch), agreed, failure
             if agreed.log:
-                progress.write()
+                progress.write(self.learning_rate)
             if agreed.save:
-                self.save(progress)
+                progress.save()
             now = time.monotonic()
             if batch is None and now - warned > _HUNGRY_SECS:
                 warned = now
@@ -231,7 +227,7 @@ class Learner:
 
     def _publish(self) -> None:
         flat = weights.flatten(self.agent)
-        self.endpoint.publish(self.updates, flat.numpy())
+        self.endpoint.publish(self.state.updates, flat.numpy())
 
     def _make_batch(self) -> Batch:
         pin = self.device.type == "cuda"
@@ -250,60 +246,6 @@ class Learner:
         if self.device.type == "cpu":
             return unroll
         return Unroll(*(tensor.to(self.device, non_blocking=True) for tensor in unroll))
-
-    # --- checkpoints ---
-
-    def save(self, progress: Progress) -> None:
-        """Writes a checkpoint; only rank 0 does."""
-        progress.saved()
-        if self.group.rank != 0:
-            return
-        state = {
-            "model": self.agent.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "frames": self.frames,
-            "updates": self.updates,
-            "hours": progress.hours,
-            "games": progress.games,
-            "config": dict(to_dict(self.config)),
-            "version": __version__,
-        }
-        path = checkpoint.save(self.logdir, self.frames, state, self.config.keep_checkpoints)
-        log.info("checkpoint: %s", path)
-
-    def _restore(self) -> None:
-        """Rank 0 reads the newest checkpoint; the others get what it has."""
-        problem = ""
-        if self.group.rank == 0:
-            try:
-                self._load_checkpoint()
-            except UserError as error:
-                problem = str(error)
-        counts = [self.updates, self.frames, problem]
-        self.updates, self.frames, problem = self.group.gather(counts)[0]
-        if problem:
-            raise UserError(problem)
-        state = self.optimizer.state_dict()["state"]
-        moments = [value for entry in state.values() for value in entry.values()]
-        with torch.no_grad():
-            self.group.broadcast([*self.agent.state_dict().values(), *moments])
-
-    def _load_checkpoint(self) -> None:
-        state = checkpoint.restore(self.logdir)
-        if state is None:
-            return
-        checkpoint.check_matches(state, self.config.agent_name, self.config.level_name)
-        try:
-            self.agent.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise UserError(
-                f"the checkpoint in --logdir={self.logdir} does not fit this agent or level "
-                f"(other --width, --height or code?): {error}"
-            ) from error
-        self.updates, self.frames = state["updates"], state["frames"]
-        self.hours, self.games = state["hours"], state["games"]
-        log.info("going on from %s frames, %d updates", f"{self.frames:,}", self.updates)
 
 
 def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
@@ -348,21 +290,3 @@ def _agree_on_logdir(config: Config, group: Group) -> pathlib.Path:
     logdir = pathlib.Path(chosen)
     rundir.log_to(logdir / "workers" / f"learner-{group.rank}-{max(config.task, 0)}.log")
     return logdir
-
-
-def _device(config: Config, group: Group) -> torch.device:
-    """Raises UserError where --device names what is not there."""
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if config.device == "auto":
-        return torch.device("cuda", group.local_rank % count) if count else torch.device("cpu")
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise UserError(
-            f"--device={config.device} is not a device: cpu, cuda, cuda:N or auto"
-        ) from error
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device={config.device} is not supported: cpu, cuda, cuda:N or auto")
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise UserError(f"--device={config.device}: this machine has {count} GPU(s) for PyTorch")
-    return device

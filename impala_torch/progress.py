@@ -1,18 +1,20 @@
 """What a learner has to tell, and when: the numbers of all ranks come together on rank 0."""
 
 import logging
+import pathlib
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from impala_torch.endpoint.batches import Batch
+from impala_torch.config import Config
+from impala_torch.endpoint.batches import Batch, BatchQueue
+from impala_torch.endpoint.server import EndpointServer
+from impala_torch.group import Group
 from impala_torch.metrics import RunLog, progress_line
 from impala_torch.structures import EpisodeResult
-
-if TYPE_CHECKING:
-    from impala_torch.learner import Learner
+from impala_torch.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -20,18 +22,26 @@ log = logging.getLogger(__name__)
 class Progress:
     """Collects between two lines of progress; every rank has one, rank 0's writes."""
 
-    def __init__(self, learner: "Learner") -> None:
-        self._learner = learner
-        config = learner.config
+    def __init__(
+        self,
+        config: Config,
+        group: Group,
+        state: TrainingState,
+        endpoint: EndpointServer,
+        batches: BatchQueue,
+        logdir: pathlib.Path,
+    ) -> None:
+        self._config, self._group, self._state = config, group, state
+        self._endpoint, self._batches, self._logdir = endpoint, batches, logdir
         self._log: RunLog | None = None
-        if learner.group.rank == 0:
-            self._log = RunLog(learner.logdir, config.level_name, learner.hours, learner.games)
+        if group.rank == 0:
+            self._log = RunLog(logdir, config.level_name, state.hours, state.games)
         now = time.monotonic()
         self._written = self._saved = now
-        self._frames, self._updates = learner.frames, learner.updates
+        self._frames, self._updates = state.frames, state.updates
         self._waited = 0.0
         self._lags: list[float] = []
-        self._actions = np.zeros(learner.spec.environment.num_actions, np.int64)
+        self._actions = np.zeros(endpoint.spec.environment.num_actions, np.int64)
         self._metrics: dict[str, torch.Tensor] = {}
         self._norm: torch.Tensor | None = None
 
@@ -41,14 +51,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._log is not None:
             self._log.close()
-
-    @property
-    def hours(self) -> float:
-        return self._log.hours if self._log else 0.0
-
-    @property
-    def games(self) -> int:
-        return self._log.games if self._log else 0
 
     def waiting(self) -> "_Stopwatch":
         """Context in which the learner waits for data."""
@@ -63,42 +65,46 @@ class Progress:
         """Takes in an update. Tensors stay where they are until somebody wants to read them."""
         self._metrics, self._norm = metrics, norm
         arrays = batch.arrays
-        self._lags.append(self._learner.updates - 1 - float(arrays.weights_version.mean()))
+        self._lags.append(self._state.updates - 1 - float(arrays.weights_version.mean()))
         self._actions += np.bincount(arrays.action[:-1].ravel(), minlength=len(self._actions))
 
     def due(self) -> tuple[int, int]:
         """Whether it is time to log and to save."""
-        now, config = time.monotonic(), self._learner.config
+        now, config = time.monotonic(), self._config
         return (
             int(now - self._written >= config.progress_secs),
             int(now - self._saved >= config.save_checkpoint_secs),
         )
 
-    def saved(self) -> None:
+    def save(self) -> None:
+        """Writes a checkpoint on rank 0. All ranks call it together."""
         self._saved = time.monotonic()
+        if self._log is not None:
+            self._state.hours, self._state.games = self._log.hours, self._log.games
+            self._state.save(self._logdir, self._config)
 
-    def write(self) -> None:
+    def write(self, learning_rate: float) -> None:
         """Brings all ranks' numbers together and writes them. All ranks call it together."""
-        learner, now = self._learner, time.monotonic()
-        endpoint, secs = learner.endpoint, max(now - self._written, 1e-6)
+        state, endpoint, now = self._state, self._endpoint, time.monotonic()
+        secs = max(now - self._written, 1e-6)
         episodes = [endpoint.episodes.popleft() for _ in range(len(endpoint.episodes))]
         mine = {
             "episodes": [list(result) for result in episodes],
             "actions": self._actions.tolist(),
             "lag": sum(self._lags) / len(self._lags) if self._lags else 0.0,
-            "queue": learner.batches.depth,
+            "queue": self._batches.depth,
             "waited": min(1.0, self._waited / secs),
             "actors": endpoint.num_connected,
         }
-        everyone = learner.group.gather(mine)
+        everyone = self._group.gather(mine)
         row = {
-            "frames": learner.frames,
-            "updates": learner.updates,
-            "frames_per_sec": (learner.frames - self._frames) / secs,
-            "updates_per_sec": (learner.updates - self._updates) / secs,
+            "frames": state.frames,
+            "updates": state.updates,
+            "frames_per_sec": (state.frames - self._frames) / secs,
+            "updates_per_sec": (state.updates - self._updates) / secs,
             **{name: value.item() for name, value in self._metrics.items()},
             "grad_norm": None if self._norm is None else self._norm.item(),
-            "learning_rate": learner.learning_rate,
+            "learning_rate": learning_rate,
             "policy_lag": _mean_of(everyone, "lag"),
             "queue_batches": round(_mean_of(everyone, "queue"), 2),
             "batch_wait_share": _mean_of(everyone, "waited"),
@@ -107,13 +113,13 @@ class Progress:
         if self._log is not None:
             for one in everyone:
                 results = (EpisodeResult(*values) for values in one["episodes"])
-                self._log.episodes(results, learner.frames)
+                self._log.episodes(results, state.frames)
             actions = np.sum([one["actions"] for one in everyone], axis=0)
             row = self._log.write(row, actions.tolist())
-            log.info(progress_line(row, learner.config.total_environment_frames))
+            log.info(progress_line(row, self._config.total_environment_frames))
         endpoint.learner_status = {**row, "time": round(time.time(), 1)}
         self._written, self._waited = now, 0.0
-        self._frames, self._updates = learner.frames, learner.updates
+        self._frames, self._updates = state.frames, state.updates
         self._lags.clear()
         self._actions[:] = 0
 

@@ -28,10 +28,14 @@ MAY_IMPORT = {
     "impala_torch.actor": {
         *("config", "structures", "agents", "environments", "endpoint", "stacking"),
     },
-    "impala_torch.progress": {"metrics", "structures", "endpoint", "learner"},  # learner: its type
+    "impala_torch.devices": {"config"},
+    "impala_torch.training_state": {"config", "checkpoint", "group"},
+    "impala_torch.progress": {
+        *("config", "metrics", "structures", "endpoint", "group", "training_state"),
+    },
     "impala_torch.learner": {
         *("config", "structures", "agents", "environments", "endpoint", "stacking", "losses"),
-        *("optimizers", "group", "checkpoint", "progress", "rundir", "actor"),
+        *("optimizers", "group", "devices", "training_state", "progress", "rundir", "actor"),
     },
     "impala_torch.local": {"config", "group", "learner", "processes"},
     "impala_torch.evaluate": {"config", "agents", "environments", "checkpoint", "actor"},

@@ -101,7 +101,7 @@ class EndpointServer:
         Raises:
           UserError: the address cannot be bound.
         """
-        self._spec = spec
+        self.spec = spec
         self._layout = layout
         self._batches = batches
         self._num_actors = num_actors
@@ -278,7 +278,7 @@ class EndpointServer:
             )
             self._send(sender, "refused", reason=reason)
             return
-        if difference := self._spec.difference(header.get("spec")):
+        if difference := self.spec.difference(header.get("spec")):
             self._send(sender, "refused", reason=f"{difference}: give both the same flags")
             return
         peer = Peer(sender, header)
@@ -331,7 +331,7 @@ class EndpointServer:
         unroll = self._codec.decode_fields(buffers, peer.num_envs, version)
         episodes = messages.decode_episodes(header)
         peer.granted_at = None
-        peer.count(self._spec.unroll_length * peer.num_envs, len(episodes))
+        peer.count(self.spec.unroll_length * peer.num_envs, len(episodes))
         self.episodes.extend(episodes)
         self._batches.put(peer.identity, unroll, peer.num_envs)
 

@@ -46,7 +46,7 @@ def _run(config: Config) -> int:
     if config.mode == "test":
         from impala_torch import evaluate
 
-        print(evaluate.run(config))
+        print(evaluate.run(config, config_lib.given()))
         return 0
     if config.task >= 0 and config.job_name == "actor":
         return _act(config)

@@ -289,6 +289,12 @@ def manual(flag_values: flags.FlagValues = flags.FLAGS) -> str:
     return "\n".join(flag_values.module_help(chapter) for chapter in chapters)
 
 
+def given(flag_values: flags.FlagValues = flags.FLAGS) -> frozenset[str]:
+    """Names of the flags that the command line set."""
+    names = {field.name for field in dataclasses.fields(Config)} & set(flag_values)
+    return frozenset(name for name in names if flag_values[name].present)
+
+
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """Reads the parsed flags. Raises UserError where values are impossible."""
     names = [field.name for field in dataclasses.fields(Config)]

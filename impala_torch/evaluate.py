@@ -3,6 +3,7 @@
 import logging
 import pathlib
 import statistics
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ log = logging.getLogger(__name__)
 
 # Of no worker set: test games differ from those of training with the same --seed.
 _TEST_SET = (1 << 31) - 1
+
+# What a checkpoint's weights mean something with.
+_OF_THE_RUN = ("agent_name", "level_name", "width", "height", "num_action_repeats")
 
 
 class Scores(NamedTuple):
@@ -33,8 +37,12 @@ class Scores(NamedTuple):
         )
 
 
-def run(config: Config) -> Scores:
+def run(config: Config, given: Collection[str] = ()) -> Scores:
     """Plays --test_num_episodes whole games with the newest checkpoint of --logdir.
+
+    Args:
+      config: the flags.
+      given: those that the user set; agent and level are otherwise the checkpoint's.
 
     Raises:
       UserError: no checkpoint, or one of another agent or level.
@@ -47,6 +55,8 @@ def run(config: Config) -> Scores:
     state = checkpoint.restore(logdir)
     if state is None:
         raise UserError(f"--logdir={config.logdir} holds no checkpoint yet")
+    trained = {name: state["config"][name] for name in _OF_THE_RUN if name not in given}
+    config = config.replace(**trained)
     checkpoint.check_matches(state, config.agent_name, config.level_name)
     spec = environments.environment_spec(
         config.level_name, width=config.width, height=config.height
@@ -59,7 +69,7 @@ def run(config: Config) -> Scores:
         raise UserError(
             f"the checkpoint in --logdir={config.logdir} does not fit: {error}"
         ) from error
-    log.info("testing the checkpoint of %s frames", f"{state['frames']:,}")
+    log.info("%s on %s, %s frames", config.agent_name, config.level_name, f"{state['frames']:,}")
     return play(config, agent, config.test_num_episodes)
 
 

@@ -49,6 +49,7 @@ class Learner:
         )
 
     def close(self):
+        self.server._num_actors = 0  # nobody is waited for
         self.server.close(grace_secs=0.1)
         self.batches.close()
 
@@ -176,6 +177,18 @@ def test_stop_reaches_actors_busy_or_waiting(serve, client_of):
     assert ended
     with pytest.raises(RunEnded):
         busy.pull(0)
+
+
+def test_an_actor_that_comes_when_the_run_has_ended_is_told(serve, client_of):
+    learner = serve(actors=1)
+    closing = threading.Thread(target=learner.server.close, args=(0.1,))
+    closing.start()
+    time.sleep(0.5)  # past the grace: it is waited for all the same
+    with pytest.raises(RunEnded):
+        client_of(learner).connect()
+    closing.join(5)
+    assert not closing.is_alive()  # and then nobody else is
+    learner.batches.close()
 
 
 def test_memory_is_bounded_whatever_the_number_of_actors(serve, client_of):

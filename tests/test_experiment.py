@@ -103,7 +103,7 @@ def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path
 
     test = run_python(
         *("experiment.py", "--mode=test", f"--logdir={logdir}", "--test_num_episodes=7"),
-        *("--level_name=CartPole-v1", "--agent_name=MLPAgent", "--num_envs=3"),
+        "--num_envs=3",
     )
     assert test.returncode == 0, test.stderr
     for word in ("games 7", "mean", "median", "standard deviation", "minimum", "maximum"):
@@ -149,7 +149,7 @@ def test_atari_trains_and_is_tested(run_python, tmp_path):
     assert train.returncode == 0, train.stderr
     last = metrics_of(logdir)[-1]
     assert int(last["updates"]) * 4 * 10 * 4 == int(last["frames"])  # four frames an agent step
-    test = run_python("experiment.py", "--mode=test", *flags, "--test_num_episodes=2")
+    test = run_python("experiment.py", "--mode=test", f"--logdir={logdir}", "--test_num_episodes=2")
     assert test.returncode == 0, test.stderr
     assert "games 2" in test.stdout
 

@@ -23,6 +23,7 @@ from impala_torch.structures import EpisodeResult
 CREDIT_SECS = 30.0  # an actor that was granted credit sends at once, or it is gone
 ABSENT_SECS = 60.0  # an actor not heard of for this long counts as gone until it speaks again
 MAX_BANNED = 10_000  # senders remembered
+LATE_SECS = 10.0  # how long a closing endpoint waits for actors that have not come yet
 RATE_SECS = 15.0  # window of the actors' steps per second
 
 
@@ -112,6 +113,7 @@ class EndpointServer:
         self._peers: dict[bytes, Peer] = {}
         self._by_task: dict[int, Peer] = {}
         self._banned: dict[bytes, None] = {}  # senders of bad messages, oldest first
+        self._told_late: set[int] = set()  # tasks that came when the endpoint was closing
         self._queue: collections.deque[Peer] = collections.deque()  # wait for credit, in order
         self._late_bad: collections.deque[tuple[bytes, str]] = collections.deque()
         self.bad_messages = 0
@@ -174,7 +176,11 @@ class EndpointServer:
         }
 
     def close(self, grace_secs: float = 1.0) -> None:
-        """Tells every actor to stop, answers late ones for ``grace_secs``, and ends."""
+        """Tells every actor to stop and ends, ``grace_secs`` later or a while more.
+
+        Actors that are still starting would wait for a learner that never comes back: those of
+        --actor_hosts that were never here are waited for, up to LATE_SECS.
+        """
         self._grace_secs = grace_secs
         self._closing.set()
         self._notify()
@@ -208,7 +214,7 @@ class EndpointServer:
         if self._authenticator:
             poller.register(self._authenticator.socket, zmq.POLLIN)
         deadline = None
-        while deadline is None or time.monotonic() < deadline:
+        while deadline is None or time.monotonic() < deadline + self._lateness():
             ready = dict(poller.poll(timeout=1000 if deadline is None else 50))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
@@ -225,6 +231,11 @@ class EndpointServer:
                         self._send(identity, "stop")
             else:
                 self._grant()
+
+    def _lateness(self) -> float:
+        """How much longer to wait for actors that were never here, in seconds."""
+        told = self._by_task.keys() | self._told_late
+        return 0.0 if all(task in told for task in range(self._num_actors)) else LATE_SECS
 
     def _receive(self) -> None:
         # At most so many at a time, so that a flood does not keep others' credit waiting.
@@ -252,6 +263,8 @@ class EndpointServer:
             return
         if self._closing.is_set():
             self._send(sender, "stop")
+            if kind == "hello":
+                self._told_late.add(messages.field(header, "task", int))
             return
         if kind == "hello":
             self._hello(sender, header)

@@ -86,13 +86,14 @@ class Session:
 
     def windows(self) -> list[WindowState]:
         """The windows that are left; none where the session is gone."""
-        form = "#{pane_dead} #{pane_dead_status} #{window_name}"
+        form = "#{pane_dead_status} #{pane_dead_signal} #{window_name}"
         listing = self._server().cmd("list-panes", "-s", "-t", f"={self.name}", "-F", form)
         states = []
         for line in listing.stdout if listing.returncode == 0 else []:
-            dead, status, name = line.split(" ", 2)
-            # A command that a signal ended has no status.
-            states.append(WindowState(name, int(status or -1) if dead == "1" else None))
+            status, signal, name = line.split(" ", 2)
+            # A pane is dead a moment before tmux knows how it ended: it counts as running then.
+            code = int(status) if status else 128 + int(signal) if signal else None
+            states.append(WindowState(name, code))
         return states
 
     def press(self, window: str, key: str) -> None:

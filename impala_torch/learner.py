@@ -266,7 +266,7 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     except UserError as error:
         log.error("error: %s", error)
         code = 2
-    except RuntimeError:
+    except Exception:  # whatever it is, the other ranks must not wait for this one
         log.exception("learner %d ends", group.rank)
         code = 1
     if code and group.size > 1:

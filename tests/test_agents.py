@@ -178,3 +178,13 @@ def test_precision_follows_the_flag_and_the_machine(monkeypatch):
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda has=has: has)
         assert precision.resolve("auto", "cpu") == dtype
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_weights_and_gradients_are_contiguous_as_horovod_wants_them(name):
+    agent = build(name, dtype=torch.bfloat16)
+    output, _ = agent(random_inputs(spec_for(name), 3, 2), agent.initial_state(2))
+    (output.policy_logits.sum() + output.baseline.sum()).backward()
+    for key, param in agent.named_parameters():
+        assert param.is_contiguous(), key
+        assert param.grad is None or param.grad.is_contiguous(), key

@@ -100,3 +100,11 @@ def test_tmux_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(os.environ, "PATH", "/nowhere")
     with pytest.raises(UserError, match="not installed: 'apt-get install tmux'"):
         Session("run")
+
+
+def test_a_command_that_a_signal_ended_is_told_from_one_that_runs(session, tmp_path):
+    session.start([("killed", ["bash", "-c", "kill -9 $$"]), ("runs", ["sleep", "60"])], tmp_path)
+    deadline = time.monotonic() + 10
+    while {w.name: w.exit_code for w in session.windows()} != {"killed": 137, "runs": None}:
+        assert time.monotonic() < deadline, session.windows()
+        time.sleep(0.05)

@@ -124,8 +124,8 @@ class Flat(nn.Module):
 
     def __init__(self, layers: Iterable[nn.Module], shape: tuple[int, ...]) -> None:
         super().__init__()
+        # Pixels are channels_last; weights are not, since Horovod takes contiguous tensors only.
         self.layers = nn.Sequential(*layers)
-        self.layers.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         with torch.no_grad():
             self.size = self.layers(torch.zeros(1, *shape)).numel()
 

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 # What a new window runs until its options are set. Should the frontend be killed right then, the
 # window closes by itself.
 _HOLDER = ("sleep", "600")
+# Runs a command, closes its window after a clean end, and else leaves its exit code in an option of
+# the pane. tmux itself can keep failed windows and tell their status, but where a pane's terminal
+# closes before its process is reaped, it takes a failure for a clean end, or never tells.
+_RUN = (
+    'trap : INT; "$@"; code=$?; '
+    'if [ $code -eq 0 ]; then tmux kill-pane -t "$TMUX_PANE"; '
+    'else tmux set-option -p -t "$TMUX_PANE" @exit_code $code; fi; exit $code'
+)
+_UNKNOWN_CODE = 255  # of a window whose shell was killed itself
 _SIZE = ("-x", "200", "-y", "50")  # while nobody is attached; wide enough for a line of progress
 
 
@@ -78,7 +87,8 @@ class Session:
             for name, _ in commands:
                 panes.append(self._make_window(name, first=not panes))
             for pane, (_, argv) in zip(panes, commands, strict=True):
-                self._tmux("respawn-pane", "-k", "-t", pane, "-c", str(cwd), *map(_literal, argv))
+                wrapped = map(_literal, ("bash", "-c", _RUN, "window", *argv))
+                self._tmux("respawn-pane", "-k", "-t", pane, "-c", str(cwd), *wrapped)
         except BaseException:
             if panes:
                 self.kill()
@@ -86,14 +96,13 @@ class Session:
 
     def windows(self) -> list[WindowState]:
         """The windows that are left; none where the session is gone."""
-        form = "#{pane_dead_status} #{pane_dead_signal} #{window_name}"
+        form = "#{pane_dead}:#{@exit_code}:#{window_name}"
         listing = self._server().cmd("list-panes", "-s", "-t", f"={self.name}", "-F", form)
         states = []
         for line in listing.stdout if listing.returncode == 0 else []:
-            status, signal, name = line.split(" ", 2)
-            # A pane is dead a moment before tmux knows how it ended: it counts as running then.
-            code = int(status) if status else 128 + int(signal) if signal else None
-            states.append(WindowState(name, code))
+            dead, code, name = line.split(":", 2)
+            ended = int(code) if code else _UNKNOWN_CODE if dead == "1" else None
+            states.append(WindowState(name, ended))
         return states
 
     def press(self, window: str, key: str) -> None:
@@ -111,7 +120,7 @@ class Session:
         else:
             where = ["new-window", "-d", "-t", f"={self.name}:"]
         pane = self._tmux(*where, "-n", name, "-P", "-F", "#{pane_id}", *_HOLDER)[0]
-        self._tmux("set-option", "-w", "-t", pane, "remain-on-exit", "failed")
+        self._tmux("set-option", "-w", "-t", pane, "remain-on-exit", "on")
         return pane
 
     def _tmux(self, *argv: str) -> list[str]:

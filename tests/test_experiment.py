@@ -69,6 +69,7 @@ def has_frames(logdir: pathlib.Path) -> bool:
 def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path):
     logdir = tmp_path / "run"
     flags = [*CARTPOLE, f"--logdir={logdir}", "--num_actors=2"]
+    flags += ["--save_checkpoint_secs=0.5", "--keep_checkpoints=2"]
     first = run_python("experiment.py", *flags, "--total_environment_frames=30000")
     assert first.returncode == 0, first.stderr
     assert not processes_with(str(logdir))
@@ -78,6 +79,8 @@ def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path
     assert json.loads((logdir / "checkpoint.json").read_text())["newest"] == (
         f"checkpoint-{frames}.pt"
     )
+    assert first.stderr.count("checkpoint: ") > 2
+    assert len(list(logdir.glob("checkpoint-*.pt"))) == 2
     assert list(logdir.glob("events.out.tfevents.*"))
     assert "run has ended" in (logdir / "workers" / "actor-0-1.log").read_text()
     rows = metrics_of(logdir)
@@ -195,7 +198,10 @@ def test_two_learners_by_hand_learn_cartpole(start, free_port, tmp_path):
 @pytest.mark.slow
 def test_one_learner_by_hand_and_actors_that_do_not_fit(start, run_python, free_port, tmp_path):
     logdir, host = tmp_path / "run", f"localhost:{free_port()}"
+    made = run_python("-m", "impala_torch.endpoint.keys", tmp_path / "run.key")
+    assert made.returncode == 0, made.stderr
     flags = [*CARTPOLE, f"--learner_host={host}", "--actor_hosts=localhost:9000,localhost:9001"]
+    flags.append(f"--key_file={tmp_path / 'run.key'}")
     learning = ["--job_name=learner", "--task=0", f"--logdir={logdir}", *flags]
     learner = start([sys.executable, "experiment.py", *learning])
     wrong = run_python(

@@ -12,6 +12,7 @@ It reaches the ranks of this machine: all of them, as long as learners share one
 """
 
 import contextlib
+import ctypes
 import os
 import pathlib
 import signal
@@ -19,6 +20,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+_PR_SET_PDEATHSIG = 1
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,7 +32,7 @@ def run(argv: Sequence[str]) -> int:
         argv,
         stdin=subprocess.DEVNULL,
         process_group=0,
-        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS),
+        preexec_fn=_prepare_child,
     )
     asked = False
 
@@ -49,6 +51,12 @@ def run(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     code = process.wait()
     return 128 - code if code < 0 else code
+
+
+def _prepare_child() -> None:
+    """Lets signals through again, and has the kernel end mpirun when this wrapper is killed."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _children(pid: int) -> list[int]:

@@ -128,8 +128,10 @@ class Learner:
                 if agreed.stop or batch is None:
                     break
                 self.update(batch, progress)
-            progress.save()
-            progress.write(self.learning_rate)
+            try:
+                progress.write(self.learning_rate)
+            finally:  # after the last numbers, whose games it counts, but whatever becomes of them
+                progress.save()
             if failure is not None:
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
             if self.state.frames < self.config.total_environment_frames and agreed.failed:

@@ -369,3 +369,13 @@ def test_mpiruns_wrapper_hands_a_second_signal_to_mpirun(start, tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 5
     ready.unlink()  # which ends the rank
+
+
+def test_mpirun_does_not_outlive_a_wrapper_that_is_killed(start, tmp_path):
+    pid = tmp_path / "pid"
+    wrapper = [sys.executable, ROOT / "frontend" / "mpirun.py"]
+    process = start([*wrapper, "bash", "-c", 'echo $$ > "$0"; exec sleep 60', pid])
+    wait_until(lambda: pid.exists() and pid.read_text().strip())
+    process.kill()
+    process.wait(timeout=10)
+    wait_until(lambda: not pathlib.Path(f"/proc/{int(pid.read_text())}").exists())

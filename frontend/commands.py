@@ -74,7 +74,6 @@ def learners(sets: Sequence[WorkerSet], config: Config, programs: Programs) -> l
     # When a rank fails, the others get SIGTERM after so many seconds, and SIGKILL after as many
     # more. Stopping on purpose does not wait for it: see frontend/mpirun.py.
     argv += ["--mca", "odls_base_sigkill_timeout", "5"]
-    argv.append("--tag-output")
     for worker_set in sets:
         if worker_set.index > 0:
             argv.append(":")

@@ -1,40 +1,150 @@
-"""The frontend's own flags; those of training are ``impala_torch.config``'s."""
+"""Every flag of the frontend, declared once; those of training are ``impala_torch.config``'s."""
+
+import dataclasses
+from typing import Any
 
 from absl import flags
 
-_CHAPTER = "starting a run"
+from impala_torch.config import UserError, declare, flag
+
+RUN, HOSTS, SLURM, MANY = "starting a run", "other hosts", "on Slurm", "a run's life"
 
 
-def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Declares them, as a chapter of their own in --helpfull."""
-    flags.DEFINE_string(
-        "workers_csv_path",
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The frontend's flags."""
+
+    # --- starting a run ---
+    workers_csv_path: str = flag(
+        RUN,
         "",
         "CSV file of the run's workers, one a row, with the columns job, ip, tf_port, "
         "cuda_visible_devices, ssh_port, ssh_username, ssh_password (the last four may be "
-        "empty); see sandbox/local_workers_example.csv.",
-        flag_values=flag_values,
-        module_name=_CHAPTER,
+        "empty), and if wanted ssh_key_path, workdir, python, num_envs; see "
+        "sandbox/local_workers_example.csv.",
     )
-    flags.DEFINE_string(
-        "tmux_sess",
-        "impala",
-        "Name of the tmux session to start.",
-        flag_values=flag_values,
-        module_name=_CHAPTER,
+    tmux_sess: str = flag(
+        RUN, "impala", "Name of the run's tmux session, here and on each of its hosts."
     )
-    flags.DEFINE_boolean(
-        "dry_run",
-        False,
-        "Print every command and start nothing.",
-        flag_values=flag_values,
-        module_name=_CHAPTER,
+    action: str = flag(
+        RUN,
+        "start",
+        "start a run; of the one in --tmux_sess: status (a table), logs (of --worker), attach (to "
+        "its tmux session), stop (with a checkpoint), heal (start again what is gone); check (the "
+        "hosts of the CSV, starting nothing).",
+        choices=("start", "status", "logs", "attach", "stop", "heal", "check"),
     )
-    flags.DEFINE_boolean(
-        "follow",
+    dry_run: bool = flag(RUN, False, "Print every command and start nothing.")
+    follow: bool = flag(
+        RUN,
         False,
         "Show the learners' progress here until the run has ended; Ctrl-C stops the run, which "
-        "then writes its checkpoint.",
-        flag_values=flag_values,
-        module_name=_CHAPTER,
+        "then writes its checkpoint. With --action=logs, go on showing the log.",
     )
+    replace: bool = flag(RUN, False, "Stop the run that is in --tmux_sess already, then start.")
+    skip_check: bool = flag(RUN, False, "Start without checking the hosts first.")
+    min_actors: int = flag(
+        RUN,
+        1,
+        "Actors without which a start has failed: everything that was started is ended again. "
+        "0 = any number will do.",
+    )
+    start_timeout: float = flag(
+        RUN, 120.0, "Seconds that an actor may take from its start to its learner's welcome."
+    )
+    worker: str = flag(
+        RUN, "learners", "Whose log --action=logs shows: learners, monitor, or as actor-0-1."
+    )
+    json: bool = flag(RUN, False, "Print --action=status as JSON.")
+    # --- other hosts ---
+    remote_workdir: str = flag(
+        HOSTS,
+        "",
+        "Folder of the project on other hosts, where the CSV names none; ~ is the home there. "
+        "Empty = the same path as here.",
+    )
+    remote_python: str = flag(
+        HOSTS,
+        "",
+        "Interpreter on other hosts, where the CSV names none: a path, or one relative to the "
+        "project there. Empty = .venv/bin/python.",
+    )
+    sync_code: bool = flag(
+        HOSTS, False, "Copy the project to the other hosts first; only what has changed travels."
+    )
+    setup: bool = flag(
+        HOSTS,
+        False,
+        "Set actors' hosts up first (docker/setup.sh actor): a virtual environment with what an "
+        "actor needs; no root, no Horovod, no MPI.",
+    )
+    known_hosts: str = flag(HOSTS, "~/.ssh/known_hosts", "File of the host keys that are trusted.")
+    ssh_accept_new_hosts: bool = flag(
+        HOSTS,
+        False,
+        "Trust hosts that --known_hosts does not have and add them; a changed key is never "
+        "accepted.",
+    )
+    ssh_concurrency: int = flag(HOSTS, 32, "Hosts that are spoken to at one time.")
+    ssh_timeout: float = flag(HOSTS, 10.0, "Seconds that a host may take to answer SSH.")
+    mpi_network: str = flag(
+        HOSTS,
+        "",
+        "Network that learners on several hosts speak over, as 10.0.0.0/24 or an interface's "
+        "name; this machine is in it too. Empty leaves the choice to Open MPI.",
+    )
+    mpirun_args: str = flag(HOSTS, "", "More arguments for mpirun, as one would write them.")
+    relays: str = flag(
+        HOSTS,
+        "auto",
+        "One relay per host of actors: weights cross the network once a host, unrolls in one "
+        "stream. auto = on other hosts that have several actors of a learner.",
+        choices=("auto", "always", "never"),
+    )
+    # --- on Slurm ---
+    workers_from: str = flag(
+        SLURM,
+        "csv",
+        "csv reads --workers_csv_path; slurm makes the workers from the allocation that this runs "
+        "in, and starts them with srun.",
+        choices=("csv", "slurm"),
+    )
+    slurm_learners: int = flag(
+        SLURM, 0, "Learners. 0 = one for each GPU of the allocation, or one on its first node."
+    )
+    slurm_actors_per_node: int = flag(
+        SLURM, 0, "Actors on each node that has any. 0 = one for each CPU without a learner."
+    )
+    slurm_base_port: int = flag(
+        SLURM, 8001, "Port of the first learner's endpoint; the next learner has the next one."
+    )
+    # --- a run's life ---
+    max_restarts: int = flag(
+        MANY, 3, "Restarts of learners that died, within an hour, from the newest checkpoint."
+    )
+    heal_secs: float = flag(
+        MANY,
+        30.0,
+        "Seconds that an actor may be gone before the supervisor looks at its host and starts it "
+        "again there. 0 = never.",
+    )
+    monitor: bool = flag(MANY, True, "Show the run live in a tmux window 'monitor'.")
+
+
+def define_flags(flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Declares them, as chapters of their own in --helpfull."""
+    declare(Options, flag_values)
+
+
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Options:
+    """Reads the parsed flags. Raises UserError where values are impossible."""
+    names = [field.name for field in dataclasses.fields(Options)]
+    values: dict[str, Any] = {name: flag_values[name].value for name in names}
+    options = Options(**values)
+    for name in ("ssh_concurrency", "ssh_timeout", "start_timeout"):
+        if getattr(options, name) <= 0:
+            raise UserError(f"--{name} must be more than 0, not {getattr(options, name)}")
+    for name in ("min_actors", "max_restarts", "heal_secs"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name} must not be negative, and is {getattr(options, name)}")
+    return options

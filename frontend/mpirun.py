@@ -1,19 +1,16 @@
-"""Runs mpirun so that Ctrl-C lets its ranks end by themselves.
+"""Runs learners' command so that a signal lets its ranks end by themselves.
 
     python frontend/mpirun.py mpirun ARGUMENTS...
 
-Open MPI's own way is to wait ``odls_base_sigkill_timeout`` seconds before it sends SIGTERM, as
-long again before SIGKILL, to take all of that time even where the ranks have ended, and to
-report a failure. Here mpirun has a process group of its own, out of reach of the terminal's
-Ctrl-C, and the ranks get SIGTERM at once; when they have written their checkpoint mpirun ends
-with their exit code. A second signal goes to mpirun, which then ends them its own way.
-
-It reaches the ranks of this machine: all of them, as long as learners share one.
+Open MPI's own way with Ctrl-C is to wait ``odls_base_sigkill_timeout`` seconds before it sends
+SIGTERM, as long again before SIGKILL, to take all of that time even where the ranks have ended,
+and to report a failure; Slurm's srun ends its tasks at once. Here mpirun (or srun) has a process
+group of its own, out of reach of the terminal's Ctrl-C, and gets SIGUSR1, which it passes on to its
+ranks on all hosts at once and which means stop to them; when they have written their checkpoint it
+ends with their exit code. A second signal ends it its own way.
 """
 
-import contextlib
 import ctypes
-import os
 import pathlib
 import signal
 import subprocess
@@ -21,53 +18,61 @@ import sys
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Runs ``argv`` to its end. Returns its exit code, 128 + n where signal n ended it."""
-    # Between its start and the handlers' a signal would leave it behind.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    process = subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        process_group=0,
-        preexec_fn=_prepare_child,
-    )
-    asked = False
+class Job:
+    """Learners that run: mpirun with its ranks, or one process that needs none."""
 
-    def stop(number: int, _: object) -> None:
-        nonlocal asked
-        ranks = [] if asked else _children(process.pid)
-        asked = True
-        if not ranks and process.returncode is None:
-            process.terminate()
-        for rank in ranks:
-            with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-                os.kill(rank, signal.SIGTERM)
+    def __init__(self, argv: Sequence[str]) -> None:
+        # What passes a signal on; it would end its ranks for SIGTERM. Options come after it.
+        launches = any(pathlib.Path(word).name in ("mpirun", "srun") for word in _program(argv))
+        self._first = signal.SIGUSR1 if launches else signal.SIGTERM
+        self._asked = False
+        # Between its start and the handlers' a signal would leave it behind.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, process_group=0, preexec_fn=_prepare_child
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    for number in _SIGNALS:
-        signal.signal(number, stop)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    code = process.wait()
-    return 128 - code if code < 0 else code
+    def stop(self) -> None:
+        """Asks the ranks to stop with a checkpoint; the second time, ends them."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM if self._asked else self._first)
+        self._asked = True
+
+    def wait(self) -> int:
+        """Waits for the end. Returns the exit code, 128 + n where signal n ended it."""
+        code = self._process.wait()
+        return 128 - code if code < 0 else code
+
+
+def _program(argv: Sequence[str]) -> Sequence[str]:
+    """The words of a command up to its program, with what ``env`` is told before it."""
+    for index, word in enumerate(argv):
+        is_of_env = word in ("env", "-u") or argv[index - 1] == "-u" or "=" in word
+        if not (argv[0] == "env" and is_of_env):
+            return argv[: index + 1]
+    return argv
 
 
 def _prepare_child() -> None:
-    """Lets signals through again, and has the kernel end mpirun when this wrapper is killed."""
+    """Lets signals through again, and has the kernel end the job when this process is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _children(pid: int) -> list[int]:
-    """Ids of a process's own children; none where the kernel does not tell."""
-    try:
-        return [
-            int(child)
-            for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-        ]
-    except OSError:
-        return []
+def run(argv: Sequence[str]) -> int:
+    """Runs ``argv`` to its end. Returns its exit code."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    job = Job(argv)
+    for number in SIGNALS:
+        signal.signal(number, lambda *_: job.stop())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    return job.wait()
 
 
 if __name__ == "__main__":

@@ -1,206 +1,214 @@
-"""Starts a run on this machine: workers' CSV and flags -> windows of a tmux session.
+"""What can be done to a run that was started: heal it, stop it, show its logs."""
 
-What cannot work is told before anything starts: what needs torch to be known, such as whether
-there is an agent of that name, by a short process of its own.
-"""
-
-import dataclasses
+import contextlib
+import json
 import os
 import pathlib
-import shlex
-import shutil
-import socket
-import subprocess
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TextIO
 
-from frontend import commands, tmux, workers
-from frontend.commands import LEARNERS, Command, Programs
-from frontend.workers import Worker, WorkerSet
-from impala_torch.config import Config, UserError, default_logdir
+from frontend import commands, tmux
+from frontend.commands import LEARNERS, MONITOR, Command
+from frontend.hosts import Hosts, HostSpec
+from frontend.run_plan import HostPlan, Plan
+from frontend.ssh import HostError
+from frontend.tables import table
+from impala_torch.config import UserError
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """A run that is ready to start."""
-
-    source: str  # the workers' CSV file
-    sets: list[WorkerSet]
-    config: Config  # every path in it is absolute
-    commands: list[Command]
-    preflight: list[str]  # the command that checks what needs torch
-
-    @property
-    def logs(self) -> pathlib.Path:
-        """Where the windows' output is kept, and the commands that they run."""
-        return pathlib.Path(self.config.logdir) / "workers"
+KEYS = "hosts.key"  # what each host holds, kept here to give it again to one that comes back
+SUPERVISOR_PID = "supervisor.pid"
+_FOLLOW_SECS = 2.0  # between two looks at a log
+_STOP_SECS = 120.0  # how long learners may take for their checkpoint
+_ACTORS_END_SECS = 10.0  # how long actors may take to end after their learners
 
 
-def plan(workers_csv_path: str, config: Config) -> Plan:
-    """Works out what a run would start; touches nothing.
+def start_request(
+    run: Plan, host: HostPlan, windows: Sequence[Command], files: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a host is asked for: to run windows, with files beside them."""
+    return {
+        "op": "start",
+        **base_request(run),
+        "cwd": host.spec.workdir,
+        "files": dict(files),
+        "windows": [[window.name, list(window.argv)] for window in windows],
+    }
 
-    Raises:
-      UserError: the CSV file cannot be a run's, or names another machine.
+
+def base_request(run: Plan) -> dict[str, Any]:
+    """What every request names: the session, and whose it is."""
+    return {"session": run.options.tmux_sess, "run_id": run.run_id}
+
+
+def look(run: Plan, hosts: Hosts, host: HostPlan) -> dict[str, dict[str, Any]]:
+    """The run's windows on a host, by name (see ``host._windows``). Raises HostError."""
+    request = {"op": "windows", **base_request(run), "logs": host.place.logs}
+    return {window["name"]: window for window in hosts.ask(host.spec, request)["windows"]}
+
+
+def heal(
+    run: Plan, hosts: Hosts, only: Sequence[str] | None = None, spare: Sequence[int] = ()
+) -> dict[HostSpec, list[str] | HostError]:
+    """Starts again what is gone of the actors' and relays' windows.
+
+    Args:
+      run: the run.
+      hosts: connections to its hosts.
+      only: names of actors; others' hosts are not looked at. None is all.
+      spare: windows whose command failed with one of these exit codes stay as they are.
+
+    Returns:
+      By host, the names of the windows that were started again.
     """
-    sets = workers.read(workers_csv_path)
-    for worker_set in sets:
-        for worker in (worker_set.learner, *worker_set.actors):
-            _check_is_here(worker, workers_csv_path)
-    # Workers run in the project's directory, and all of them share the run's.
-    config = config.replace(
-        logdir=os.path.abspath(config.logdir or default_logdir(config.level_name)),
-        key_file=os.path.abspath(config.key_file) if config.key_file else "",
-    )
-    programs = Programs(
-        python=sys.executable,
-        experiment=str(ROOT / "experiment.py"),
-        mpirun=shutil.which("mpirun") or "mpirun",
-        mpirun_wrapper=str(ROOT / "frontend" / "mpirun.py"),
-        as_root=os.geteuid() == 0,
-    )
-    return Plan(
-        workers_csv_path,
-        sets,
-        config,
-        commands.plan(sets, config, programs),
-        commands.preflight(config, programs),
-    )
+    chosen = {
+        host.spec: host
+        for host in run.hosts
+        if host.windows
+        and (only is None or any(commands.actor_name(*actor) in only for actor in host.actors))
+    }
+    keys = _keys_of_hosts(run)
+
+    def work(spec: HostSpec) -> list[str]:
+        host = chosen[spec]
+        windows = host.windows
+        if spare:
+            now = look(run, hosts, host)
+            windows = tuple(
+                window
+                for window in windows
+                if now.get(window.name, {}).get("exit_code") not in spare
+            )
+        files = {} if spec.is_here else keys.get(spec.name, {})
+        return hosts.ask(spec, start_request(run, host, windows, files))["started"]
+
+    return hosts.on_all(chosen, work)
 
 
-def describe(run: Plan) -> str:
-    """All commands of a run, ready for a shell: what --dry_run prints."""
-    addresses = {LEARNERS: ", ".join(worker_set.learner.address for worker_set in run.sets)}
-    for worker_set in run.sets:
-        for task, actor in enumerate(worker_set.actors):
-            addresses[commands.actor_name(worker_set.index, task)] = actor.address
-    return "\n".join(
-        f"# {command.name} ({addresses[command.name]})\n{shlex.join(command.argv)}"
-        for command in run.commands
-    )
+def stop(run: Plan, out: TextIO = sys.stdout, wait_secs: float = _STOP_SECS) -> int:
+    """Stops a run: learners with a checkpoint, then actors, then what is left of it.
 
-
-def start(run: Plan, session: tmux.Session) -> None:
-    """Starts a run in a tmux session.
-
-    Raises:
-      UserError: the session exists, a program is missing, a learner's port is taken, the agent,
-        the level or the checkpoint does not fit, the run's directory cannot be written to, or
-        tmux cannot run a command; then nothing runs.
+    Returns:
+      The exit code: 0, or 1 where a host could not be reached.
     """
-    session.check_free()
-    if len(run.sets) > 1 and shutil.which("mpirun") is None:
-        raise UserError(
-            "several learners need mpirun, which is not installed: 'docker/setup.sh train' does "
-            "that; one learner needs none"
-        )
-    for worker_set in run.sets:
-        _check_port_is_free(worker_set.learner, run.source)
-    _check_agent_and_level(run)
-    scripts = _write_scripts(run)
-    windows = [
-        (command.name, ("bash", str(script)))
-        for command, script in zip(run.commands, scripts, strict=True)
-    ]
-    session.start(windows, cwd=ROOT)
+    session = tmux.Session(run.options.tmux_sess)
+    running = _supervisor(run)
+    if running:
+        print("stopping after a checkpoint ...", file=out, flush=True)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running, signal.SIGTERM)
+        if not _wait(lambda: not _supervisor(run), wait_secs):
+            print(f"the learners did not end within {wait_secs:.0f} s", file=out, flush=True)
+    with run.open_hosts() as hosts:
+        _wait(lambda: not _running_here(run, session), _ACTORS_END_SECS)
+        ended = end_all(run, hosts)
+    rows: list[Sequence[str]] = [("host", "ended by force", "reason")]
+    for spec, result in ended.items():
+        if isinstance(result, HostError):
+            rows.append((spec.name, "unknown", str(result)))
+        else:
+            left = [name for name in result if name != MONITOR]
+            rows.append((spec.name, ", ".join(left) or "nothing was left", ""))
+    print("\n".join([f"run {run.run_id} has ended", *table(rows)]), file=out, flush=True)
+    return int(any(isinstance(result, HostError) for result in ended.values()))
 
 
-def summary(run: Plan, session_name: str) -> str:
-    """What was started, where its files are, how to look at it and how to stop it."""
-    rows = [("job", "set", "task", "ip:port", "window")]
-    for worker_set in run.sets:
-        index = worker_set.index
-        rows.append(("learner", str(index), str(index), worker_set.learner.address, LEARNERS))
-        for task, worker in enumerate(worker_set.actors):
-            name = commands.actor_name(index, task)
-            rows.append(("actor", str(index), str(task), worker.address, name))
-    return "\n".join(
-        [
-            f"Started in tmux session '{session_name}':",
-            *_table(rows),
-            f"logdir: {run.config.logdir}",
-            f"attach: tmux attach -t {session_name}   (Ctrl-b n: next window, Ctrl-b d: leave)",
-            f"stop:   tmux send-keys -t {session_name}:{LEARNERS} C-c   "
-            "(the learners write a checkpoint, then the actors end too)",
-        ]
+def end_all(run: Plan, hosts: Hosts) -> dict[HostSpec, list[str] | HostError]:
+    """Ends what is left of a run on all hosts, and only that: by host, which windows."""
+    return hosts.on_all(
+        [host.spec for host in run.hosts],
+        lambda spec: hosts.ask(spec, {"op": "end", **base_request(run), "keep": True})["ended"],
     )
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append(("  " + "  ".join(cells)).rstrip())
-    return lines
+def end_all_but_control(run: Plan, hosts: Hosts) -> None:
+    """Ends what is left of a run but the windows of its learners and monitor; keys go too."""
+    hosts.on_all(
+        [host.spec for host in run.hosts if not host.spec.is_here],
+        lambda spec: hosts.ask(spec, {"op": "end", **base_request(run), "keep": True}),
+    )
+    session = tmux.Session(run.options.tmux_sess)
+    if session.owner() == run.run_id:
+        session.kill_windows([window.name for window in run.here.windows])
+    for path in run.directory.glob("*.key"):
+        path.unlink(missing_ok=True)
 
 
-def _write_scripts(run: Plan) -> list[pathlib.Path]:
-    """Writes each command to a file of the run: a window's command must fit a message of tmux's.
+def is_running(run: Plan) -> bool:
+    """Whether a run's supervisor or any of its windows here is there."""
+    session = tmux.Session(run.options.tmux_sess)
+    return bool(_supervisor(run)) or (session.exists() and session.owner() == run.run_id)
 
-    It also tells later how the run was started.
-    """
-    paths = []
+
+def _keys_of_hosts(run: Plan) -> dict[str, dict[str, str]]:
     try:
-        run.logs.mkdir(parents=True, exist_ok=True)
-        for command in run.commands:
-            path = run.logs / f"{command.name}.sh"
-            path.write_text(f"exec {shlex.join(command.argv)}\n")
-            paths.append(path)
-    except OSError as error:
-        raise UserError(
-            f"--logdir={run.config.logdir} cannot be written to: {error.strerror}"
-        ) from error
-    return paths
+        return json.loads((run.directory / KEYS).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
-def _check_agent_and_level(run: Plan) -> None:
-    result = subprocess.run(run.preflight, cwd=ROOT, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        last = (result.stderr.strip().splitlines() or ["the check of agent and level failed"])[-1]
-        raise UserError(last.removeprefix("error: "))
+def _supervisor(run: Plan) -> int:
+    """The id of the run's supervisor; 0 if it has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int((run.directory / SUPERVISOR_PID).read_text())
+        # An id comes again: what has it now must be a supervisor of this run.
+        words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if run.record.encode() in words and b"frontend.supervise" in words:
+            return pid
+    return 0
 
 
-def _check_is_here(worker: Worker, source: str) -> None:
-    """Raises UserError where a worker's ip is not an address of this machine."""
-    where = f"{source} line {worker.line}: the ip '{worker.ip}'"
-    if not all(_is_own(address) for address in _resolve(worker.ip, where)):
-        raise UserError(
-            f"{where} is not this machine's, and this version starts workers on this machine "
-            "only: write localhost"
-        )
+def _running_here(run: Plan, session: tmux.Session) -> list[str]:
+    """Windows of this machine that still run, but for the monitor."""
+    if session.owner() != run.run_id:
+        return []
+    names = [window.name for window in session.windows() if window.exit_code is None]
+    return [name for name in names if name != MONITOR]
 
 
-def _is_own(address: str) -> bool:
-    # Only an own address can be bound to; no packet is sent.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((address, 0))
-        except OSError:
+def _wait(condition: Callable[[], Any], secs: float) -> bool:
+    deadline = time.monotonic() + secs
+    while not condition():
+        if time.monotonic() > deadline:
             return False
-    return address != "0.0.0.0"  # that is all of them, and none to connect to
+        time.sleep(0.2)
+    return True
 
 
-def _check_port_is_free(worker: Worker, source: str) -> None:
-    """Raises UserError where something listens at a learner's address already."""
-    where = f"{source} line {worker.line}"
-    for address in _resolve(worker.ip, f"{where}: the ip '{worker.ip}'"):
-        with socket.socket() as probe:
-            # What has just ended may leave its connections waiting; they are in nobody's way.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, worker.port))
-            except OSError as error:
-                raise UserError(
-                    f"{where}: the learner cannot have {worker.address} ({error.strerror}): "
-                    "choose another tf_port or end what uses it"
-                ) from error
+def logs(run: Plan, worker: str, go_on: bool, out: TextIO = sys.stdout, lines: int = 40) -> int:
+    """Shows the end of a worker's log, from its host; with ``go_on`` also what is added.
+
+    Raises:
+      UserError: the run has no such worker, or its host cannot be asked.
+    """
+    spec, path = _log_of(run, worker)
+    with run.open_hosts() as hosts:
+        reply = hosts.ask(spec, {"op": "log", "path": path, "lines": lines})
+        if reply.get("missing") and not go_on:
+            raise UserError(f"there is no log yet: {path} on {spec.name}")
+        try:
+            while True:
+                out.write(reply["text"])
+                out.flush()
+                if not go_on:
+                    return 0
+                time.sleep(_FOLLOW_SECS)
+                reply = hosts.ask(spec, {"op": "log", "path": path, "offset": reply["offset"]})
+        except KeyboardInterrupt:
+            return 130
 
 
-def _resolve(host: str, where: str) -> list[str]:
-    try:
-        found = socket.getaddrinfo(host, None, family=socket.AF_INET, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise UserError(f"{where} is no known host: write an address or host name") from error
-    return sorted({str(entry[4][0]) for entry in found})
+def _log_of(run: Plan, worker: str) -> tuple[HostSpec, str]:
+    if worker in (LEARNERS, MONITOR):
+        return run.here.spec, f"{run.here.place.logs}/{worker}.log"
+    names = []
+    for host in run.hosts:
+        for window in host.windows:
+            name = window.name if window.name.startswith("actor") else f"relay@{host.spec.name}"
+            names.append(name)
+            if worker == name:
+                return host.spec, f"{host.place.logs}/{window.name}.log"
+    shown = ", ".join([LEARNERS, *names[:20]]) + (", ..." if len(names) > 20 else "")
+    raise UserError(f"--worker={worker} is none of this run's: {shown}")

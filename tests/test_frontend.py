@@ -1,7 +1,5 @@
-"""The frontend as users run it; started runs are real mpirun in real tmux, of small stand-ins."""
+"""The frontend's words: what it prints, what it refuses; and mpirun's wrapper."""
 
-import dataclasses
-import io
 import os
 import pathlib
 import re
@@ -12,16 +10,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import textwrap
-import threading
 import time
 
 import pytest
 
-from frontend import commands, follow, run, tmux
-from frontend.commands import Programs
 from frontend.workers import COLUMNS
-from impala_torch.config import Config, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 EXAMPLE = ROOT / "sandbox" / "local_workers_example.csv"
@@ -57,6 +50,7 @@ def make_csv(tmp_path, free_port):
         rows += [f"actor,{ip},{9001 + task},,22,me,{CANARY}" for task in range(actors)]
         path = tmp_path / "workers.csv"
         path.write_text("\n".join(rows) + "\n")
+        path.chmod(0o600)
         return str(path)
 
     return make
@@ -109,6 +103,7 @@ def test_passwords_are_never_shown(frontend, make_csv):
 
 HEADER = ",".join(COLUMNS)
 LEARNER, ACTOR = "learner,localhost,8001,,22,,", "actor,localhost,9001,,22,,"
+ACTOR2 = "actor,localhost,9002,,,,"
 
 
 @pytest.mark.parametrize(
@@ -120,9 +115,20 @@ LEARNER, ACTOR = "learner,localhost,8001,,22,,", "actor,localhost,9001,,22,,"
         ([HEADER, LEARNER], ["0 actor(s)"]),
         ([HEADER, LEARNER, "actor,localhost,x,,,,"], ["line 3", "'x'"]),
         ([HEADER, LEARNER, "actor,localhost,8001,,,,"], ["line 3", "localhost:8001"]),
-        ([HEADER, LEARNER, "actor,192.0.2.7,9001,,,,"], ["line 3", "'192.0.2.7'", "this machine"]),
-        ([HEADER, LEARNER, "actor,0.0.0.0,9001,,,,"], ["line 3", "'0.0.0.0'", "this machine"]),
-        ([HEADER, LEARNER, "actor,no.such.host.invalid,1,,,,"], ["line 3", "no known host"]),
+        (
+            [HEADER, LEARNER, "actor,198.51.100.7,9001,,,,"],
+            ["line 3", "198.51.100.7 cannot reach", "localhost:8001 (line 2)"],
+        ),
+        ([HEADER, "learner,0.0.0.0,8001,,,,", ACTOR], ["line 2", "'0.0.0.0'", "this machine"]),
+        ([HEADER, "learner,no.such.host.invalid,1,,,,", ACTOR], ["line 2", "no known host"]),
+        (
+            [HEADER, f"learner,198.51.100.7,1,,,me,{CANARY}", ACTOR],
+            ["line 2", "ssh_password", "by key only", "ssh-copy-id"],
+        ),
+        (
+            [HEADER, *(f"learner,198.51.100.7,{port},,{port},," for port in (1, 2)), ACTOR, ACTOR2],
+            ["line 3", "(line 2 too)", "ssh_port"],
+        ),
         ([HEADER, LEARNER, f"actor,localhost,9001,,{CANARY},,"], ["line 3", "ssh_port"]),
     ],
 )
@@ -143,6 +149,10 @@ def test_a_wrong_file_is_told_in_a_sentence(frontend, tmp_path, rows, words):
         ([f"--workers_csv_path={EXAMPLE}", "--batch_size=0"], ["--batch_size", "more than 0"]),
         ([f"--workers_csv_path={EXAMPLE}", "--mode=test"], ["mode"]),
         ([f"--workers_csv_path={EXAMPLE}", "start"], ["'start'"]),
+        ([f"--workers_csv_path={EXAMPLE}", "--ssh_timeout=0"], ["--ssh_timeout", "more than 0"]),
+        ([f"--workers_csv_path={EXAMPLE}", "--mpirun_args='x"], ["--mpirun_args"]),
+        (["--action=stop", "--tmux_sess=none"], ["no run in tmux session 'none'"]),
+        (["--action=sleep"], ["action", "status|logs"]),
         ([f"--workers_csv_path={EXAMPLE}", "--tmux_sess=a.b"], ["'a.b'", "tmux session"]),
     ],
 )
@@ -168,6 +178,35 @@ def test_a_port_in_use_is_told_before_anything_starts(frontend, make_csv, tmp_pa
         done = frontend(f"--workers_csv_path={path}", f"--logdir={tmp_path / 'run'}")
     check_refused(done, [path, "line 3", f"localhost:{port}"])
     assert not (tmp_path / "run").exists()
+
+
+def test_a_large_plan_is_printed_in_a_moment(frontend, tmp_path):
+    rows = [HEADER, *(f"learner,10.0.0.{n},8001,,,me," for n in range(1, 9))]
+    rows += [f"actor,10.0.{1 + n // 12}.{n % 250},{9001 + n},,,me,{CANARY}" for n in range(360)]
+    path = tmp_path / "workers.csv"
+    path.write_text("\n".join(rows) + "\n")
+    done = frontend(f"--workers_csv_path={path}", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert len(lines) == 1 + 360
+    assert CANARY not in done.stdout
+
+
+@pytest.mark.parametrize("field", ["a b", "a;touch X", "$(touch X)", "'", '"', "`touch X`", "ü\\"])
+def test_a_field_is_data_in_every_shell(frontend, tmp_path, field):
+    quoted = field.replace('"', '""')
+    rows = [f"{HEADER},workdir,python", "learner,127.1.2.3,8001,,,,,,"]
+    rows += [f'actor,198.51.100.{n},9001,"{quoted}",,,,"{quoted}","{quoted}"' for n in (1, 2)]
+    path = tmp_path / "workers.csv"
+    path.write_text("\n".join(rows) + "\n")
+    done = frontend(f"--workers_csv_path={path}", "--dry_run")
+    assert "cannot reach" in done.stderr  # a loopback learner: the plan is told, not made
+    path.write_text(path.read_text().replace("127.1.2.3", "198.51.100.9"))
+    done = frontend(f"--workers_csv_path={path}", "--dry_run")
+    line = next(line for line in done.stdout.splitlines() if "--job_name=actor" in line)
+    words = shlex.split(line)
+    assert words[words.index("experiment.py") - 1] == field
+    assert f"CUDA_VISIBLE_DEVICES={field}" in words
 
 
 def test_an_unwritable_logdir(frontend, make_csv, tmp_path):
@@ -199,7 +238,7 @@ def test_help_is_a_manual(frontend):
 
 
 def test_the_frontend_loads_no_torch_and_starts_fast(run_python):
-    heavy = "('torch', 'numpy', 'zmq', 'gymnasium', 'libtmux')"
+    heavy = "('torch', 'numpy', 'gymnasium', 'libtmux', 'paramiko', 'rich')"
     code = (
         "import sys, run_experiment_mm_raw; "
         f"sys.exit(run_experiment_mm_raw.main(['x', '--workers_csv_path={EXAMPLE}', '--dry_run']) "
@@ -209,53 +248,7 @@ def test_the_frontend_loads_no_torch_and_starts_fast(run_python):
     assert done.returncode == 0, done.stderr
 
 
-# --- runs of small stand-ins for experiment.py ---
-
-STAND_IN = """
-    import os, pathlib, signal, sys, time
-    flags = dict(word[2:].split("=", 1) for word in sys.argv[1:] if "=" in word)
-    end = pathlib.Path(flags["logdir"], "end")
-    name = flags["job_name"] + " " + flags["task"]
-    if flags["job_name"] == "learner":
-        def stop(*_):
-            time.sleep(0.5)
-            print(name, "saved", flush=True)
-            end.touch()
-            sys.exit(0)
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-    print(name, "runs at", flags["learner_host"], os.getcwd(), flush=True)
-    for _ in range(600):
-        if os.path.exists(flags["level_name"]):  # a way to fail
-            sys.exit(name + " fails")
-        if end.exists():
-            sys.exit(0)
-        time.sleep(0.1)
-"""
-
-
-@pytest.fixture
-def prepared(make_csv, tmp_path, tmux_dir):
-    """A function: a run of stand-ins, ready to start, and its session."""
-    program = tmp_path / "stand in.py"
-    program.write_text(textwrap.dedent(STAND_IN))
-
-    def prepare(**counts):
-        config = Config(logdir=str(tmp_path / "my run"), level_name=str(tmp_path / "fail"))
-        plan = run.plan(make_csv(**counts), config)
-        programs = Programs(
-            python=sys.executable,
-            experiment=str(program),
-            mpirun=shutil.which("mpirun") or "",
-            mpirun_wrapper=str(ROOT / "frontend" / "mpirun.py"),
-            as_root=os.geteuid() == 0,
-        )
-        planned = commands.plan(plan.sets, plan.config, programs)
-        # The stand-in's level is no level.
-        plan = dataclasses.replace(plan, commands=planned, preflight=["true"])
-        return plan, tmux.Session("impala")
-
-    return prepare
+# --- mpirun's wrapper ---
 
 
 def wait_until(condition, secs=30.0):
@@ -267,108 +260,27 @@ def wait_until(condition, secs=30.0):
     raise AssertionError("it did not come true")
 
 
-def learners_log(plan):
-    path = plan.logs / "learners.log"
-    return path.read_text() if path.exists() else ""
-
-
-@pytest.mark.parametrize(("learners", "actors"), [(1, 2), (2, 3)])
-def test_a_run_starts_and_ctrl_c_ends_it_whole(prepared, learners, actors):
-    plan, session = prepared(learners=learners, actors=actors)
-    run.start(plan, session)
-    assert [window.name for window in session.windows()] == [one.name for one in plan.commands]
-    with pytest.raises(UserError, match="'impala' exists already"):
-        run.start(plan, session)
-    wait_until(lambda: learners_log(plan).count("runs at") == learners)
-    assert learners_log(plan).count(str(ROOT)) == learners
-    told = run.summary(plan, session.name)
-    stop = re.search(r"stop: +(tmux send-keys -t impala:learners C-c)", told)
-    assert stop is not None
-    started = time.monotonic()
-    subprocess.run(shlex.split(stop[1]), check=True)
-    wait_until(lambda: not session.exists())
-    assert time.monotonic() - started < 15
-    assert learners_log(plan).count("saved") == learners
-    for one in plan.commands[1:]:
-        assert "runs at" in (plan.logs / f"{one.name}.log").read_text()
-    for path in plan.logs.iterdir():
-        assert CANARY not in path.read_text()
-    assert CANARY not in told
-
-
-def test_following_shows_progress_and_ctrl_c_stops_the_run(prepared):
-    plan, session = prepared(learners=2, actors=2)
-    plan.logs.mkdir(parents=True)
-    (plan.logs / "learners.log").write_text("of an earlier run\n")
-    begin = follow.end_of_log(plan.logs)
-    run.start(plan, session)
-
-    def press_ctrl_c():
-        wait_until(lambda: learners_log(plan).count("runs at") == 2)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=press_ctrl_c, daemon=True).start()
-    out = io.StringIO()
-    assert follow.follow(session, plan.logs, begin, out) == 0
-    assert out.getvalue().count("runs at") == 2
-    assert out.getvalue().count("saved") == 2
-    assert "earlier" not in out.getvalue()
-    assert not session.exists()
-
-
-def test_following_tells_of_failures_and_leaves_nothing(prepared, tmp_path):
-    plan, session = prepared(learners=1, actors=2)
-    run.start(plan, session)
-    wait_until(lambda: "runs at" in learners_log(plan))
-    (tmp_path / "fail").touch()
-    out = io.StringIO()
-    assert follow.follow(session, plan.logs, 0, out) == 1
-    assert "learner 0 fails" in out.getvalue()
-    assert f"learners failed with exit code 1; its log: {plan.logs}/learners.log" in out.getvalue()
-    assert not session.exists()
-
-
-def test_ending_the_session_leaves_no_process(prepared):
-    plan, session = prepared(learners=2, actors=2)
-    run.start(plan, session)
-    wait_until(lambda: learners_log(plan).count("runs at") == 2)
-    assert len(processes_of(plan)) >= 5
-    session.kill()
-    wait_until(lambda: not processes_of(plan))
-
-
-def processes_of(plan):
-    """Command lines of the processes that have to do with a run."""
-    found = []
-    for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_text()
-        except OSError:  # it has ended meanwhile
-            continue
-        if plan.config.logdir in line:
-            found.append(line)
-    return found
-
-
 def test_mpiruns_wrapper_has_its_exit_code(run_python):
     wrapper = ROOT / "frontend" / "mpirun.py"
     assert run_python(wrapper, sys.executable, "-c", "raise SystemExit(7)").returncode == 7
     assert run_python(wrapper, "bash", "-c", "kill -9 $$").returncode == 137
 
 
-def test_mpiruns_wrapper_hands_a_second_signal_to_mpirun(start, tmp_path):
-    ready = tmp_path / "ready"
-    rank = 'trap \'\' TERM; touch "$0"; while [ -e "$0" ]; do sleep 0.1; done'
-    parent = 'trap "exit 5" TERM; bash -c "$1" "$0" & wait'
-    wrapper = [sys.executable, ROOT / "frontend" / "mpirun.py"]
-    process = start([*wrapper, "bash", "-c", parent, ready, rank])
-    wait_until(ready.exists)
+def test_mpiruns_wrapper_asks_the_ranks_first_and_then_ends_mpirun(start, tmp_path):
+    program, asked = tmp_path / "mpirun", tmp_path / "asked"
+    program.write_text(
+        "#!/bin/bash\n"
+        f"trap 'echo asked >> {asked}' USR1; trap 'exit 5' TERM; echo ready >> {asked}\n"
+        "while :; do sleep 0.1; done\n"
+    )
+    program.chmod(0o755)
+    process = start([sys.executable, ROOT / "frontend" / "mpirun.py", program])
+    wait_until(asked.exists)
     process.send_signal(signal.SIGINT)
-    time.sleep(0.5)
+    wait_until(lambda: asked.read_text() == "ready\nasked\n")
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 5
-    ready.unlink()  # which ends the rank
 
 
 def test_mpirun_does_not_outlive_a_wrapper_that_is_killed(start, tmp_path):

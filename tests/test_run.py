@@ -1,28 +1,32 @@
-"""The frontend's example, whole: real learners, actors, mpirun and tmux, to the frame limit."""
+"""Runs on this machine as the frontend starts them: real learners, actors, mpirun and tmux."""
 
+import contextlib
+import fcntl
+import json
 import os
+import pathlib
+import pty
 import re
-import shutil
+import signal
+import struct
 import subprocess
-import tempfile
+import sys
+import termios
+import threading
 
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_experiment import frames_of, metrics_of, processes_with
+from tests.test_experiment import (
+    CARTPOLE,
+    frames_of,
+    has_frames,
+    metrics_of,
+    processes_with,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def tmux_env():
-    """Environment with a tmux server of the test's own."""
-    directory = tempfile.mkdtemp(prefix="t", dir="/tmp")  # a socket's path must be short
-    env = {key: value for key, value in os.environ.items() if key != "TMUX"}
-    env["TMUX_TMPDIR"] = directory
-    yield env
-    subprocess.run(["tmux", "kill-server"], env=env, capture_output=True, check=False)
-    shutil.rmtree(directory)
 
 
 def sessions(env) -> str:
@@ -61,7 +65,7 @@ def test_the_readmes_example_runs_to_its_end_and_leaves_nothing(
     ]
     done = run_python("run_experiment_mm_raw.py", *flags, "--follow", env=tmux_env, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
-    for said in ("tmux attach -t impala", "send-keys -t impala:learners C-c", "frames/s"):
+    for said in ("tmux attach -t impala", "--tmux_sess=impala --action=stop", "frames/s"):
         assert said in done.stdout
     assert "impala" not in sessions(tmux_env)
     assert not processes_with(str(logdir))
@@ -96,3 +100,204 @@ def test_an_unknown_agent_or_level_is_told_before_anything_starts(
     assert result.stderr.count("\n") == 1
     assert not logdir.exists()
     assert not sessions(tmux_env)
+
+
+# --- a run's life -------------------------------------------------------------------------------
+
+
+class Run:
+    """A CartPole run of a test, in a tmux server of its own."""
+
+    def __init__(self, run_python, start, env, tmp_path, csv):
+        self._run_python, self._start = run_python, start
+        self.env, self.csv = env, csv
+        self.logdir = tmp_path / "my run"
+        self.flags = [f"--workers_csv_path={csv}", f"--logdir={self.logdir}", *CARTPOLE]
+
+    def call(self, *flags, code=0):
+        done = self._run_python("run_experiment_mm_raw.py", *flags, env=self.env, timeout=200)
+        assert "Traceback" not in done.stdout + done.stderr
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def begin(self, *flags, code=0):
+        return self.call(*self.flags, *flags, code=code)
+
+    def popen(self, *flags, **kwargs):
+        argv = [sys.executable, "run_experiment_mm_raw.py", *self.flags, *flags]
+        return self._start(argv, env=self.env, stdout=subprocess.PIPE, text=True, **kwargs)
+
+    def windows(self):
+        listing = subprocess.run(
+            ["tmux", "list-windows", "-t", "=impala", "-F", "#{window_name}"],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return listing.stdout.split()
+
+    def processes(self):
+        return processes_with(str(self.logdir)) + processes_with(self.env["HOME"])
+
+    def log(self, name="learners"):
+        path = self.logdir / "workers" / f"{name}.log"
+        return path.read_text() if path.exists() else ""
+
+    def kill_learner(self):
+        """Kills a learner as a crash would."""
+        for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+            words = path.read_bytes().split(b"\0") if path.exists() else []
+            mine = f"--logdir={self.logdir}".encode() in words
+            if mine and b"--job_name=learner" in words and words[0].endswith(b"python"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                return
+
+
+@pytest.fixture
+def make_run(run_python, start, tmux_env, tmp_path, free_port):
+    def make(learners=1, actors=2):
+        rows = ["job,ip,tf_port,cuda_visible_devices,ssh_port,ssh_username,ssh_password"]
+        rows += [f"learner,localhost,{free_port()},,,," for _ in range(learners)]
+        rows += [f"actor,localhost,{9001 + task},,,," for task in range(actors)]
+        path = tmp_path / "workers.csv"
+        path.write_text("\n".join(rows) + "\n")
+        return Run(run_python, start, tmux_env, tmp_path, path)
+
+    return make
+
+
+def assert_attach_shows_the_windows(run):
+    """Attaches on a terminal, reads the names of the windows, and has tmux let go."""
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 50, 200, 0, 0))
+    argv = [sys.executable, "run_experiment_mm_raw.py", "--action=attach"]
+    env = {**run.env, "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        argv, cwd=ROOT, env=env, stdin=follower, stdout=follower, stderr=follower
+    )
+    os.close(follower)
+    seen = bytearray()
+
+    def read():
+        with contextlib.suppress(OSError):
+            while data := os.read(leader, 65536):
+                seen.extend(data)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    wait_until(lambda: b"actor-0-1" in seen)
+    subprocess.run(["tmux", "detach-client", "-s", "=impala"], env=run.env, check=True)
+    assert process.wait(timeout=10) == 0
+    reader.join(5)
+    os.close(leader)
+
+
+def test_a_run_is_started_seen_replaced_and_stopped(make_run):
+    run = make_run()
+    said = run.begin()
+    assert "2 of 2 actor(s)" in said
+    assert said.count("welcomed") == 2
+    assert run.windows() == ["learners", "monitor", "actor-0-0", "actor-0-1"]
+    wait_until(lambda: has_frames(run.logdir))
+    (status,) = json.loads(run.call("--action=status", "--json"))
+    assert [actor["task"] for actor in status["status"]["actors"]] == [0, 1]
+    assert status["status"]["frames"] > 0
+    assert "localhost" in run.call("--action=status")
+    assert "welcomed by the learner" in run.call("--action=logs", "--worker=actor-0-1")
+    assert "frames/s" in run.call("--action=logs")
+    assert "nothing was gone" in run.call("--action=heal")
+    assert_attach_shows_the_windows(run)
+    refused = run.begin(code=2)
+    assert "is in tmux session 'impala' already" in refused
+    for way in ("--action=status", "--action=stop", "--replace", "--tmux_sess"):
+        assert way in refused
+    frames = frames_of(run.logdir) if list(run.logdir.glob("*.pt")) else 0
+    replaced = run.begin("--replace")
+    assert "has ended" in replaced
+    assert "2 of 2 actor(s)" in replaced
+    assert frames_of(run.logdir) > frames  # the first one wrote a checkpoint
+    wait_until(lambda: "going on from" in run.log())
+    assert "has ended" in run.call("--action=stop")
+    assert run.windows() == []
+    wait_until(lambda: not run.processes())
+    assert "has ended" in run.call("--action=stop")  # nothing is left to stop
+    assert "has ended" in run.call("--action=status", code=2)
+    assert "has ended" in run.call("--action=attach", code=2)
+    assert "checkpoint" in run.call("--action=logs")
+
+
+def test_following_shows_progress_and_ctrl_c_stops_the_run(make_run):
+    run = make_run(learners=2)
+    process = run.popen("--follow")
+    out = ""
+    while "frames/s" not in out:
+        line = process.stdout.readline()
+        assert line, out
+        out += line
+    process.send_signal(signal.SIGINT)
+    out += process.communicate(timeout=60)[0]
+    assert process.returncode == 0
+    assert "stopping after a checkpoint" in out
+    assert frames_of(run.logdir) > 0
+    assert run.windows() == []
+    wait_until(lambda: not run.processes())
+
+
+def test_ctrl_c_while_it_starts_leaves_nothing(make_run):
+    run = make_run()
+    process = run.popen(stderr=subprocess.PIPE)
+    wait_until(lambda: "learners" in run.windows())
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "interrupted\n"
+    assert run.windows() == []
+    wait_until(lambda: not run.processes())
+
+
+def test_ctrl_c_in_the_learners_window_ends_the_run(make_run):
+    run = make_run()
+    run.begin()
+    wait_until(lambda: has_frames(run.logdir))
+    subprocess.run(["tmux", "send-keys", "-t", "=impala:=learners", "C-c"], env=run.env, check=True)
+    wait_until(lambda: run.windows() == [])
+    assert frames_of(run.logdir) > 0
+    wait_until(lambda: not run.processes())
+
+
+def test_learners_that_die_are_started_again_so_often_and_no_more(make_run):
+    run = make_run(learners=2)
+    run.begin("--max_restarts=1", "--save_checkpoint_secs=1")
+    actors = run.log("actor-0-0")
+    assert "welcomed" in actors
+    wait_until(lambda: list(run.logdir.glob("checkpoint-[1-9]*.pt")))
+    run.kill_learner()
+    wait_until(lambda: "starting them again from the newest checkpoint" in run.log())
+    wait_until(lambda: "going on from" in run.log())
+    wait_until(lambda: run.log("actor-0-0") != actors)
+    assert "keep going" not in run.log("actor-0-0")  # the actors waited
+    run.kill_learner()
+    wait_until(lambda: "started again 1 time(s) in the last hour already" in run.log())
+    wait_until(lambda: run.windows() == ["learners"])  # it stays, to be read
+    wait_until(lambda: not processes_with("job_name=actor"))
+    assert frames_of(run.logdir) > 0
+
+
+def test_ending_the_session_leaves_no_process(make_run):
+    run = make_run(learners=2)
+    run.begin()
+    subprocess.run(["tmux", "kill-session", "-t", "=impala"], env=run.env, check=True)
+    wait_until(lambda: not run.processes())
+    assert "has ended" in run.call("--action=stop")
+
+
+def test_an_actor_that_cannot_run_is_told_with_its_log(make_run):
+    run = make_run()
+    # Only actors make environments of that many threads.
+    said = run.begin("--num_envs=5000", "--start_timeout=30", code=1)
+    assert "only 0 of 2 actor(s) started" in said
+    assert "ended at once with exit code" in said or "started again and again" in said
+    assert "the end of actor-0-0's log:" in said
+    assert run.windows() == []
+    wait_until(lambda: not run.processes())

@@ -1,5 +1,6 @@
 """The workers' CSV: what is read, how actors are dealt, and what is refused in which words."""
 
+import os
 import pathlib
 
 import hypothesis
@@ -48,10 +49,88 @@ def test_a_row_is_read_whole(write):
         'host-b,actor,9001,"0,1",me,2222,canary',
     )
     (one,) = workers.read(path)
-    assert (one.learner.ip, one.learner.ssh_port, one.learner.line) == ("host-a", 22, 4)
+    assert (one.learner.ip, one.learner.ssh_port, one.learner.line) == ("host-a", 0, 4)
     (actor,) = one.actors
     assert actor == workers.Worker("actor", "host-b", 9001, "0,1", 2222, "me", "canary", 7)
     assert "canary" not in repr(one)
+
+
+def test_optional_columns(write):
+    path = write(
+        HEADER + ",workdir,python,num_envs,ssh_key_path",
+        "learner,host-a,8001,,,,",
+        "actor,host-b,9001,,,,,/work dir,/usr/bin/python3,24,~/.ssh/other",
+    )
+    (one,) = workers.read(path)
+    assert (one.learner.workdir, one.learner.python, one.learner.num_envs) == ("", "", 0)
+    (actor,) = one.actors
+    assert (actor.workdir, actor.python) == ("/work dir", "/usr/bin/python3")
+    assert (actor.num_envs, actor.ssh_key_path) == (24, "~/.ssh/other")
+
+
+def test_what_is_not_needed_may_be_left_out(write):
+    path = write("tf_port,job,ip", "8001,learner,host-a", "9001,actor,host-b")
+    (one,) = workers.read(path)
+    assert one.learner.address == "host-a:8001"
+    assert (one.actors[0].ssh_username, one.actors[0].ssh_port) == ("", 0)
+
+
+def test_all_mistakes_are_told_at_once_with_line_and_column(write):
+    path = write(
+        HEADER + ",num_envs",
+        "boss,localhost,8001,,,,",
+        "actor,,x,,,,",
+        "actor,h,9001,,canary,me,canary",
+        "actor,h,9001,,,me,canary,many",
+        "actor,h,9002,,,me,other-canary",
+    )
+    with pytest.raises(UserError) as caught:
+        workers.read(path)
+    told = str(caught.value).splitlines()
+    places = ["line 2 column job", "line 3 column ip", "line 3 column tf_port"]
+    places += ["line 4 column ssh_port", "line 5 column num_envs", "line 5 column tf_port"]
+    places += ["line 6 column ssh_password"]
+    assert [line.split(": ")[0] for line in told] == [f"{path} {place}" for place in places]
+    assert "canary" not in str(caught.value)
+
+
+def test_a_long_list_of_mistakes_ends(write):
+    with pytest.raises(UserError, match="and 80 mistakes more"):
+        workers.read(write(HEADER, *[f"actor,h{i},x,,,," for i in range(100)]))
+
+
+def test_a_file_that_shows_passwords_to_others_gets_a_warning(write):
+    path = write(HEADER, "learner,h,8001,,,me,canary", "actor,h,9001,,,me,canary")
+    sets = workers.read(path)
+    os.chmod(path, 0o644)
+    warning = workers.privacy_warning(path, sets)
+    assert f"chmod 600 {path}" in warning
+    assert "canary" not in warning
+    os.chmod(path, 0o600)
+    assert workers.privacy_warning(path, sets) == ""
+    os.chmod(path, 0o644)
+    assert workers.privacy_warning(path, workers.read(write(*GOOD))) == ""
+
+
+@hypothesis.settings(suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(
+    data=st.one_of(
+        st.binary(max_size=300),
+        st.lists(
+            st.sampled_from([*GOOD, ",", '"', "\n", "\r", "\0", "learner", "ü", "#", "\ufeff"]),
+            max_size=30,
+        ).map(lambda parts: "".join(parts).encode()),
+    )
+)
+def test_arbitrary_bytes_are_workers_or_a_users_error(tmp_path, data):
+    path = tmp_path / "workers.csv"
+    path.write_bytes(data)
+    try:
+        sets = workers.read(str(path))
+    except UserError as error:
+        assert str(path) in str(error)  # noqa: PT017
+    else:
+        assert sets
 
 
 def test_a_spreadsheets_file_is_read(tmp_path):
@@ -65,7 +144,7 @@ def test_a_spreadsheets_file_is_read(tmp_path):
     [
         ([], ["is empty", "job,ip"]),
         (["# nothing"], ["is empty"]),
-        (["job,ip", *GOOD[1:]], ["line 1", "'tf_port' is missing"]),
+        (["job,ip", *GOOD[1:]], ["line 1", "missing columns: 'tf_port';"]),
         ([HEADER + ",gpu", *GOOD[1:]], ["line 1", "'gpu' is unknown"]),
         ([HEADER + ",ip", *GOOD[1:]], ["line 1", "'ip' is unknown or there twice"]),
         ([*GOOD, "boss,localhost,1,,,,"], ["line 4", "job 'boss'", "learner or actor"]),

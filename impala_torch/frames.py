@@ -1,4 +1,4 @@
-"""Lossless coding of observations for the wire.
+"""Lossless coding of observations, and of unrolls' other fields, for the wire.
 
 Each environment's observations of an unroll travel as one zstd block in time order. What repeats
 from step to step (most of an Atari screen) then costs next to nothing, and so do the K - 1
@@ -12,7 +12,7 @@ LEVEL = 1  # sandbox/FAQ.md: higher levels save few bytes and cost the actor's t
 
 
 class Encoder:
-    """Compresses observations. Not to be shared between threads."""
+    """Compresses. Not to be shared between threads."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(
@@ -22,7 +22,11 @@ class Encoder:
     def encode(self, observation: np.ndarray) -> list[bytes]:
         """``observation`` [N, E, *shape] -> E blocks, one an environment, each N in time order."""
         blocks = np.ascontiguousarray(np.swapaxes(observation, 0, 1))
-        return [self._compressor.compress(block.data) for block in blocks]
+        return [self.compress(block.data) for block in blocks]
+
+    def compress(self, data: bytes | memoryview) -> bytes:
+        """One block, which says how many bytes it holds."""
+        return self._compressor.compress(data)
 
 
 class Decoder:
@@ -37,12 +41,18 @@ class Decoder:
         Raises:
           ValueError: the block is damaged or of another size; nothing was allocated for it.
         """
-        check_size(block, out.nbytes)
-        try:
-            data = self._decompressor.decompress(block, max_output_size=out.nbytes)
-        except zstandard.ZstdError as error:
-            raise ValueError(f"damaged observation block: {error}") from error
+        data = self.decompress(block, out.nbytes)
         out[...] = np.frombuffer(data, out.dtype).reshape(out.shape)
+
+    def decompress(self, block: bytes | memoryview, num_bytes: int) -> bytes:
+        """What ``compress`` was given, which must have been ``num_bytes``. Raises as ``decode``."""
+        check_size(block, num_bytes)
+        try:
+            return self._decompressor.decompress(
+                block, max_output_size=num_bytes, allow_extra_data=False
+            )
+        except zstandard.ZstdError as error:
+            raise ValueError(f"damaged block: {error}") from error
 
 
 def check_size(block: bytes | memoryview, num_bytes: int) -> None:
@@ -50,6 +60,6 @@ def check_size(block: bytes | memoryview, num_bytes: int) -> None:
     try:
         size = zstandard.frame_content_size(block)
     except zstandard.ZstdError as error:
-        raise ValueError(f"not an observation block: {error}") from error
+        raise ValueError(f"not a block: {error}") from error
     if size != num_bytes:
-        raise ValueError(f"observation block of {size} bytes instead of {num_bytes}")
+        raise ValueError(f"block of {size} bytes instead of {num_bytes}")

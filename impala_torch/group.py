@@ -19,6 +19,7 @@ from impala_torch.config import UserError
 class Group:
     """A group of one learner: every agreement is its own word."""
 
+    allreduce_secs = 0.0  # spent averaging gradients, in all
     rank = 0
     size = 1
     local_rank = 0
@@ -42,12 +43,22 @@ class Group:
         self,
         optimizer: torch.optim.Optimizer,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        backwards_per_step: int = 1,
     ) -> torch.optim.Optimizer:
-        """An optimizer whose step uses the average of all ranks' gradients."""
+        """An optimizer whose step uses the average of all ranks' gradients.
+
+        Args:
+          optimizer: what steps.
+          named_parameters: what it steps.
+          backwards_per_step: backward passes whose gradients add up before a step.
+        """
         return optimizer
 
     def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrites every rank's tensors with rank 0's."""
+
+    def average(self, tensor: torch.Tensor) -> None:
+        """Overwrites a tensor with the average of all ranks'."""
 
     def step(
         self,
@@ -139,9 +150,13 @@ class HorovodGroup(Group):
         self,
         optimizer: torch.optim.Optimizer,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        backwards_per_step: int = 1,
     ) -> torch.optim.Optimizer:
         wrapped = self._hvd.DistributedOptimizer(
-            optimizer, named_parameters=list(named_parameters), op=self._hvd.Average
+            optimizer,
+            named_parameters=list(named_parameters),
+            op=self._hvd.Average,
+            backward_passes_per_step=backwards_per_step,
         )
         # Horovod makes a new optimizer of the same kind, which would forget what was restored.
         wrapped.state = optimizer.state
@@ -155,13 +170,20 @@ class HorovodGroup(Group):
         for handle in handles:
             self._hvd.synchronize(handle)
 
+    def average(self, tensor: torch.Tensor) -> None:
+        self._hvd.allreduce_(tensor, name="average", op=self._hvd.Average)
+
     def step(
         self,
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[torch.nn.Parameter],
         max_norm: float,
     ) -> torch.Tensor | None:
+        if parameters[0].is_cuda:  # else the rest of backward would count as averaging
+            torch.cuda.current_stream().synchronize()
+        started = time.perf_counter()
         optimizer.synchronize()  # type: ignore[attr-defined]
+        self.allreduce_secs += time.perf_counter() - started
         norm = self._clip(parameters, max_norm)
         with optimizer.skip_synchronize():  # type: ignore[attr-defined]
             optimizer.step()

@@ -1,6 +1,6 @@
 """What a rank does in the tests of the learner group: run by mpirun, tells in JSON.
 
-mpirun -np 2 python tests/group_job.py same OUT      (or: different, average, agree)
+mpirun -np 2 python tests/group_job.py same OUT      (or: different, split, agree, resume)
 """
 
 import hashlib
@@ -21,7 +21,9 @@ from impala_torch.structures import (
     ObservationSpec,
     Unroll,
     empty_unroll,
+    unroll_layout,
 )
+from impala_torch.training_state import TrainingState
 
 SPEC = EnvironmentSpec(ObservationSpec((4,), "float32", 1), 3)
 CONFIG = Config(gradients_clipping=1.0, entropy_cost=0.01)
@@ -38,8 +40,22 @@ def random_batch(seed: int, size: int = BATCH) -> Unroll:
     return batch
 
 
-def train(group: groups.Group, batches, updates: int, momentum: float = 0.5) -> torch.Tensor:
-    """Updates an agent as the learner does; returns its flat weights."""
+def parts(batch: Unroll, split: int):
+    """The batch's columns, shared out."""
+    for part in range(split):
+        columns = slice(part * BATCH // split, (part + 1) * BATCH // split)
+        yield Unroll(
+            *(
+                getattr(batch, name)[:, columns] if before else getattr(batch, name)[columns]
+                for name, (before, _, _) in unroll_layout(SPEC, ROWS - 1, 0).items()
+            )
+        )
+
+
+def train(
+    group: groups.Group, batches, updates: int, momentum: float = 0.5, split: int = 1
+) -> torch.Tensor:
+    """Updates an agent as the learner does, each batch in so many parts; returns flat weights."""
     torch.manual_seed(11 + group.rank)  # rank 0's weights must reach all
     agent = make_agent("MLPAgent", SPEC)
     parameters = list(agent.parameters())
@@ -51,19 +67,19 @@ def train(group: groups.Group, batches, updates: int, momentum: float = 0.5) -> 
     with torch.no_grad():
         moments = [value for entry in state.values() for value in entry.values()]
         group.broadcast([*agent.state_dict().values(), *moments])
-    optimizer = group.distributed(optimizer, agent.named_parameters())
+    optimizer = group.distributed(optimizer, agent.named_parameters(), split)
     for update in range(updates):
-        batch = batches(update)
-        inputs = AgentInput(
-            batch.observation,
-            batch.reward,
-            batch.done,
-            torch.cat([batch.initial_action[None], batch.action[:-1]]),
-        )
-        outputs, _ = agent(inputs, batch.agent_state)
-        loss, _ = losses.impala_loss(outputs, batch, CONFIG)
         optimizer.zero_grad()
-        loss.backward()
+        for batch in parts(batches(update), split):
+            inputs = AgentInput(
+                batch.observation,
+                batch.reward,
+                batch.done,
+                torch.cat([batch.initial_action[None], batch.action[:-1]]),
+            )
+            outputs, _ = agent(inputs, batch.agent_state)
+            loss, _ = losses.impala_loss(outputs, batch, CONFIG)
+            loss.backward()
         group.step(optimizer, parameters, CONFIG.gradients_clipping)
     return weights.flatten(agent)
 
@@ -71,11 +87,22 @@ def train(group: groups.Group, batches, updates: int, momentum: float = 0.5) -> 
 def main(what: str, out: pathlib.Path) -> None:
     group = groups.join()
     result: dict = {"rank": group.rank, "size": group.size}
-    if what in ("same", "different"):
-        own = group.rank if what == "different" else 0
-        flat = train(group, lambda update: random_batch(1000 * own + update), 100)
+    if what in ("same", "different", "split"):
+        own = 0 if what == "same" else group.rank
+        split = 4 if what == "split" else 1
+        flat = train(group, lambda update: random_batch(1000 * own + update), 100, split=split)
         torch.save(flat, out / f"weights-{group.rank}.pt")
         result["sha256"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
+    elif what == "resume":
+        # Rank 0 reads a checkpoint of another --momentum and --epsilon.
+        agent = make_agent("MLPAgent", SPEC)
+        state = TrainingState(agent, TFRMSProp(agent.parameters(), momentum=0.5, epsilon=0.01))
+        state.restore(out / f"run-{group.rank}", Config(agent_name="MLPAgent"), group)
+        flat = [tensor for entry in state.optimizer.state.values() for tensor in entry.values()]
+        result["moments"] = len(flat)
+        result["mean"] = float(flat[0].mean())
+        result["epsilon"] = state.optimizer.param_groups[0]["epsilon"]
+        result["frames"] = state.frames
     elif what == "agree":
         result["agreed"] = group.agree([group.rank, 5 - group.rank, 0])
         result["gathered"] = group.gather({"rank": group.rank, "text": "x" * (10 * group.rank)})

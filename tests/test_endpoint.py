@@ -1,19 +1,25 @@
 """The parameter endpoint over real sockets: hello, weights, unrolls, credit, bad messages, keys."""
 
+import dataclasses
+import os
+import socket
 import threading
 import time
+import types
 
 import msgpack
 import numpy as np
 import pytest
 import torch
 import zmq
+import zstandard
 
 from impala_torch.config import UserError
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.client import (
+    Banned,
     EndpointClient,
     LearnerGone,
     Refused,
@@ -21,6 +27,7 @@ from impala_torch.endpoint.client import (
     ask_status,
 )
 from impala_torch.endpoint.messages import BadMessage, UnrollCodec
+from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.structures import EpisodeResult, Unroll
 from tests.conftest import make_batch, random_unroll, small_spec
@@ -262,7 +269,7 @@ def test_room_that_a_dead_actor_holds_comes_back(serve, client_of, monkeypatch):
     learner = serve(batch=2, capacity=1)
     dead = client_of(learner, 0, num_envs=2)
     dead.connect()
-    dead._ask([messages.encode("ready")], "credit")  # and never sends
+    dead._ask(lambda: [messages.encode("ready")], "credit")  # and never sends
     alive = client_of(learner, 1, num_envs=2)
     alive.connect()
     push(alive, learner.spec, random_unroll(learner.spec, 2, np.random.default_rng(5)))
@@ -329,6 +336,109 @@ def test_status_tells_who_is_there(serve, client_of):
     assert status["frames"] == 12
     (actor,) = status["actors"]
     assert (actor["task"], actor["num_envs"], actor["steps"]) == (2, 2, 14)
+    assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
+    assert status["num_actors"] == 4
+    assert status["bytes_per_sec"] > 0
+
+
+def test_status_tells_how_old_the_weights_were_that_an_actor_acted_with(serve, client_of):
+    learner = serve()
+    client = client_of(learner)
+    client.connect()
+
+    def actor():
+        (status,) = ask_status(learner.address)["actors"]
+        return status["lag"], status["weights_age_secs"]
+
+    assert actor() == (None, None)
+    learner.server.publish(7, np.zeros(10, np.float32))
+    time.sleep(0.3)
+    learner.server.publish(9, np.zeros(10, np.float32))
+    unroll = random_unroll(learner.spec, 2, np.random.default_rng(7))
+    for version, lag in ((7, 2), (9, 0)):
+        unroll.weights_version[:] = version
+        push(client, learner.spec, unroll)
+        learner.batches.recycle(learner.batches.get(5))
+        got, age = actor()
+        assert got == lag
+        assert age >= 0.3 if lag else age < 0.3
+    unroll.weights_version[:] = 8  # never published here
+    push(client, learner.spec, unroll)
+    assert learner.batches.get(5)
+    assert actor() == (1, None)
+    assert ask_status(learner.address)["weights_sent"] == 0
+    client.pull(-1)
+    assert ask_status(learner.address)["weights_sent"] == 1
+
+
+def test_the_times_of_publishing_are_forgotten_in_time(serve, monkeypatch):
+    monkeypatch.setattr("impala_torch.endpoint.server.MAX_PUBLISHED", 3)
+    learner = serve()
+    for version in range(10):
+        learner.server.publish(version, np.zeros(10, np.float32))
+    assert list(learner.server._published) == [7, 8, 9]
+
+
+def test_status_tells_how_much_an_actor_waits(serve, client_of):
+    learner = serve(capacity=1)
+    client = client_of(learner)
+    client.connect()
+    unroll = random_unroll(learner.spec, 2, np.random.default_rng(7))
+    push(client, learner.spec, unroll)
+    time.sleep(0.5)  # acts
+    busy = ask_status(learner.address)["actors"][0]
+    assert busy["waiting_share"] < 0.3
+    thread = threading.Thread(target=push, args=(client, learner.spec, unroll))
+    thread.start()  # the queue is full
+    time.sleep(1.5)
+    waiting = ask_status(learner.address)["actors"][0]
+    assert waiting["state"] == "waiting"
+    assert waiting["waiting_share"] > 0.6  # though it has not told it yet
+    assert learner.batches.get(5)
+    thread.join(10)
+    assert learner.batches.get(5)
+    told = ask_status(learner.address)["actors"][0]
+    assert told["state"] == "acting"
+    assert 0.6 < told["waiting_share"] <= 1
+
+
+def test_figures_per_second_are_of_the_last_seconds(monkeypatch):
+    now = 1000.0
+    clock = types.SimpleNamespace(monotonic=lambda: now)
+    monkeypatch.setattr("impala_torch.endpoint.peers.time", clock)
+    window = Window(50)
+    for _ in range(100):
+        now += 1
+        window.add(50 + 2 * (now - 1000))
+    assert window.rates(250) == [2.0]
+    now += 85  # nothing more came
+    assert window.rates(250)[0] == pytest.approx(30 / 100)
+
+
+def test_an_actor_that_comes_back_keeps_its_counts_and_has_no_burst(serve, client_of):
+    learner = serve()
+    first = client_of(learner)
+    first.connect()
+    push(first, learner.spec, random_unroll(learner.spec, 2, np.random.default_rng(7)))
+    assert learner.batches.get(5)
+    client_of(learner).connect()
+    (actor,) = learner.server.status()["actors"]
+    assert actor["steps"] == 14
+    assert actor["steps_per_sec"] == 0
+
+
+def test_status_names_the_key_that_an_actor_came_with(serve, client_of, tmp_path):
+    content, others = curve.make_for_run(["host-a"])
+    curve.write(str(tmp_path / "learner.key"), content)
+    curve.write(str(tmp_path / "actor.key"), others["host-a"])
+    learner = serve(keys=curve.load(str(tmp_path / "learner.key")))
+    client_of(learner, keys=curve.load(str(tmp_path / "actor.key"))).connect()
+    (actor,) = learner.server.status()["actors"]
+    assert (actor["key"], actor["relayed"]) == ("host-a", False)
+    open_one = serve()
+    client_of(open_one).connect()
+    (actor,) = open_one.server.status()["actors"]
+    assert (actor["key"], actor["relayed"]) == ("", False)
 
 
 # --- bad messages -----------------------------------------------------------------------------
@@ -375,9 +485,9 @@ def spoiled(spec, **fields):
 
 def bad_done(spec):
     parts = good_parts(spec)
-    fields = bytearray(parts[1])
+    fields = bytearray(zstandard.ZstdDecompressor().decompress(parts[1]))
     fields[4 * 2 * (spec.unroll_length + 1)] = 7  # the first done comes after the rewards
-    return [parts[0], bytes(fields), *parts[2:]]
+    return [parts[0], zstandard.ZstdCompressor().compress(bytes(fields)), *parts[2:]]
 
 
 BAD = {
@@ -406,9 +516,26 @@ BAD = {
     "block is noise": lambda s: [*good_parts(s)[:-1], b"\x00" * 99],
     "block is a bomb": lambda s: [
         *good_parts(s)[:-1],
-        __import__("zstandard").ZstdCompressor().compress(b"\x00" * (1 << 24)),
+        zstandard.ZstdCompressor().compress(b"\x00" * (1 << 24)),
+    ],
+    "fields are a bomb": lambda s: [
+        good_parts(s)[0],
+        zstandard.ZstdCompressor().compress(b"\x00" * (1 << 24)),
+        *good_parts(s)[2:],
     ],
     "block is damaged": lambda s: [*good_parts(s)[:-1], good_parts(s)[-1][:-6] + b"abcdef"],
+    "waited is text": lambda s: [
+        messages.encode("unroll", episodes=[], waited="1"),
+        *good_parts(s)[1:],
+    ],
+    "waited is negative": lambda s: [
+        messages.encode("unroll", episodes=[], waited=-0.1),
+        *good_parts(s)[1:],
+    ],
+    "waited is not finite": lambda s: [
+        messages.encode("unroll", episodes=[], waited=float("nan")),
+        *good_parts(s)[1:],
+    ],
     "episodes not a list": lambda s: [
         messages.encode("unroll", episodes=3),
         *good_parts(s)[1:],
@@ -472,7 +599,8 @@ def test_with_keys_only_their_holders_get_in(serve, client_of, tmp_path):
     keys, other = (curve.load(str(tmp_path / name)) for name in ("run.key", "other.key"))
     learner = serve(keys=keys)
     client_of(learner, keys=keys).connect()
-    impostor = keys._replace(actor_public=other.actor_public, actor_secret=other.actor_secret)
+    pair = {"actor_public": other.actor_public, "actor_secret": other.actor_secret}
+    impostor = dataclasses.replace(keys, **pair)
     for wrong in (None, other, impostor):
         client = client_of(learner, task=1, keys=wrong, timeout_secs=0.5, patience_secs=0.5)
         with pytest.raises(LearnerGone):
@@ -508,7 +636,121 @@ def test_only_loopback_may_stay_open():
             curve.for_address(address, "")
 
 
+def test_a_learner_that_finds_itself_elsewhere_says_so(free_port):
+    learner = Learner(free_port())
+    learner.close()
+    with pytest.raises(UserError, match=r"no address of this host, .*the host that its row names"):
+        EndpointServer(
+            "198.51.100.9:8001", learner.spec, LAYOUT, learner.batches, num_actors=1, keys=None
+        )
+
+
 def test_a_taken_port_is_named(serve):
     learner = serve()
     with pytest.raises(UserError, match=learner.address):
         Learner(learner.address.split(":")[1])
+
+
+def test_what_was_acted_for_a_learner_that_was_started_again_is_dropped(
+    serve, client_of, free_port
+):
+    port = free_port()
+    first = serve(port=port)
+    client = client_of(first, patience_secs=1)
+    client.connect()
+    flat = np.zeros(10, np.float32)
+    first.server.publish(500, flat)
+    assert client.pull(-1)[0] == 500
+    unroll = random_unroll(first.spec, 2, np.random.default_rng(1))
+    unroll.weights_version[:] = 500
+    first.server._closing.set()  # dies without a word: nobody is told to stop
+    first.server._peers.clear()
+    first.close()
+    second = serve(port=port)  # from a checkpoint of 3 updates
+    second.server.publish(3, flat)
+    push(client, second.spec, unroll)
+    assert client.pull(500)[0] == 3
+    unroll.weights_version[:] = 3
+    push(client, second.spec, unroll)
+    assert client.pull(3) is None  # answered after the unroll was taken
+    status = second.server.status()
+    assert status["bad_messages"] == 0
+    assert status["actors"][0]["steps"] == 2 * second.spec.unroll_length
+
+
+# --- evaluators, who pull weights and are no actors --------------------------------------------
+
+EVALUATOR = {"role": messages.EVALUATOR}
+
+
+def test_an_evaluator_gets_weights_and_their_frames_and_counts_as_no_actor(serve, client_of):
+    learner = serve(actors=1)
+    actor, evaluator = client_of(learner), client_of(learner, num_envs=1, **EVALUATOR)
+    actor.connect()
+    evaluator.connect()
+    learner.server.publish(5, np.arange(10, dtype=np.float32), 1200)
+    version, data = evaluator.pull(-1)
+    assert (version, evaluator.frames) == (5, 1200)
+    np.testing.assert_array_equal(np.frombuffer(data, np.float32), np.arange(10))
+    learner.server.learner_status = {"frames": 1300}
+    status = evaluator.status()
+    assert status["frames"] == 1300
+    # It has the actor's task and does not take its place.
+    assert [one["num_envs"] for one in status["actors"]] == [2]
+    assert learner.server.num_connected == 1
+    push(actor, learner.spec, random_unroll(learner.spec, 2, np.random.default_rng(0)))
+    assert learner.batches.get(5)
+
+
+def test_an_evaluator_waits_for_no_actor_and_is_told_the_end(serve, client_of):
+    learner = serve(actors=1)
+    evaluator = client_of(learner, **EVALUATOR)
+    evaluator.connect()
+    assert learner.server.missing_tasks() == [0]
+    learner.close()
+    with pytest.raises(RunEnded):
+        evaluator.status()
+
+
+def test_an_evaluator_that_sends_unrolls_is_banned_and_no_actor_with_it(serve, client_of):
+    learner = serve(actors=1)
+    actor, evaluator = client_of(learner), client_of(learner, **EVALUATOR)
+    actor.connect()
+    evaluator.connect()
+    unroll = random_unroll(learner.spec, 2, np.random.default_rng(0))
+    with pytest.raises(Banned, match="'ready' of an evaluator"):
+        push(evaluator, learner.spec, unroll)
+    push(actor, learner.spec, unroll)
+    assert learner.batches.get(5)
+    assert learner.server.num_connected == 1
+
+
+def test_of_many_evaluators_the_oldest_says_hello_again(serve, client_of):
+    learner = serve(actors=1)
+    learner.server.publish(1, np.zeros(10, np.float32), 10)
+    evaluators = [client_of(learner, **EVALUATOR) for _ in range(20)]
+    for evaluator in evaluators:
+        evaluator.connect()
+    assert len(learner.server._peers) == 16
+    assert evaluators[0].pull(-1)[0] == 1
+    assert evaluators[19].pull(-1)[0] == 1
+
+
+def test_an_unknown_role_is_refused():
+    hello = {"type": "hello", "task": 0, "num_envs": 1, "host": "h", "pid": 1}
+    assert Peer((b"a", b""), hello).role == ""
+    for role in ("learner", 5, None):
+        with pytest.raises(BadMessage, match="bad role"):
+            Peer((b"a", b""), {**hello, "role": role})
+
+
+def test_the_learners_own_key_lets_its_evaluator_in(serve, client_of, tmp_path):
+    content, _ = curve.make_for_run(["host"])
+    path = str(tmp_path / "learner.key")
+    curve.write(path, content)
+    learner = serve(keys=curve.load(path))
+    learner.server.publish(3, np.zeros(10, np.float32), 7)
+    evaluator = client_of(learner, keys=curve.load(path), **EVALUATOR)
+    evaluator.connect()
+    assert evaluator.pull(-1)[0] == 3
+    assert evaluator.frames == 7

@@ -8,8 +8,9 @@ import sys
 import pytest
 import torch
 
-from impala_torch.config import UserError
+from impala_torch.config import Config, UserError
 from impala_torch.group import Group, join
+from impala_torch.training_state import TrainingState
 from tests import group_job
 from tests.conftest import ROOT
 
@@ -56,6 +57,32 @@ def test_after_100_updates_of_different_data_ranks_are_bit_equal(mpirun, tmp_pat
     assert ranks[0]["sha256"] == ranks[1]["sha256"]
     got = torch.load(tmp_path / "weights-0.pt", weights_only=True)
     assert not torch.allclose(got, alone(group_job.random_batch), 1e-3, 1e-3)  # rank 1's data too
+
+
+def test_gradients_added_up_over_parts_are_those_of_the_whole_batch(mpirun, tmp_path):
+    mpirun("different")
+    whole = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    mpirun("split")
+    split = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]
+    assert torch.equal(split[0], split[1])
+    torch.testing.assert_close(split[0], whole[0], rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_go_on_from_rank_0s_checkpoint_with_their_own_hyperparameters(mpirun, tmp_path):
+    agent = group_job.make_agent("MLPAgent", group_job.SPEC)
+    optimizer = group_job.TFRMSProp(agent.parameters(), momentum=0.0, epsilon=0.1)
+    for entry in optimizer.state.values():
+        entry["mean_square"].fill_(0.25)
+    state = TrainingState(agent, optimizer)
+    state.frames = 1234
+    (tmp_path / "run-0").mkdir()
+    state.save(tmp_path / "run-0", Config(agent_name="MLPAgent"))
+    ranks = mpirun("resume")
+    for told in ranks:
+        assert told["frames"] == 1234
+        assert told["mean"] == 0.25
+        assert told["epsilon"] == 0.01
+        assert told["moments"] == 2 * len(list(agent.parameters()))  # mean squares and momenta
 
 
 def test_ranks_agree_gather_and_notice_differences(mpirun):

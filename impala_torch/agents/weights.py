@@ -1,12 +1,25 @@
 """An agent's weights as one flat buffer, as they travel from learner to actors."""
 
+import numpy as np
 import torch
 from torch import nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}  # that weights travel as
 
 
 def layout(module: nn.Module) -> list[list]:
     """[[name, shape], ...] in the order of the buffer."""
     return [[name, list(tensor.shape)] for name, tensor in _tensors(module)]
+
+
+def pack(module: nn.Module, dtype: str) -> np.ndarray:
+    """``flatten`` as the bytes that travel: [N x size of ``dtype``] uint8, little-endian."""
+    return flatten(module).to(DTYPES[dtype]).view(torch.uint8).numpy()
+
+
+def unpack(module: nn.Module, data: bytes | memoryview, dtype: str) -> None:
+    """Loads what ``pack`` made. Raises as ``load_flat``, or KeyError for an unknown ``dtype``."""
+    load_flat(module, torch.frombuffer(bytearray(data), dtype=DTYPES[dtype]))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impala_torch.endpoint.messages import BadMessage, RunSpec, UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route, RunSpec, UnrollCodec
 from impala_torch.structures import Unroll
 
 
@@ -62,7 +62,7 @@ class BatchQueue:
         self.version = 0  # of the newest weights, for max_policy_lag
         self.dropped = 0  # unrolls that were too old
         self.on_room: Callable[[], None] = lambda: None
-        self.on_bad: Callable[[bytes, str], None] = lambda sender, reason: None
+        self.on_bad: Callable[[Route, str], None] = lambda sender, reason: None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="assembler", daemon=True)
         self._thread.start()
@@ -87,7 +87,7 @@ class BatchQueue:
             self._reserved -= unrolls
         self.on_room()
 
-    def put(self, sender: bytes, unroll: Unroll, num_envs: int) -> None:
+    def put(self, sender: Route, unroll: Unroll, num_envs: int) -> None:
         """Takes over what ``UnrollCodec.decode_fields`` gave, for room set aside before."""
         with self._lock:
             self._reserved -= num_envs

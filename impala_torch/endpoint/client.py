@@ -1,11 +1,12 @@
 """The actor's side of the parameter endpoint: asks, waits, and survives a learner's restart."""
 
+import contextlib
 import logging
 import os
 import random
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import zmq
@@ -25,6 +26,10 @@ class Refused(Exception):
     """The learner does not take this actor; the message says why."""
 
 
+class Banned(Refused):
+    """The learner found fault with a message of this actor and hears no more from it."""
+
+
 class LearnerGone(Exception):
     """No learner answered for --learner_timeout."""
 
@@ -42,7 +47,7 @@ class Welcome(NamedTuple):
 class EndpointClient:
     """One actor's connection. Every call returns an answer or raises; none waits for ever.
 
-    All calls raise RunEnded, Refused, LearnerGone as above, and reconnect by themselves.
+    All calls raise RunEnded, Refused, Banned, LearnerGone as above, and reconnect by themselves.
     """
 
     def __init__(
@@ -53,17 +58,22 @@ class EndpointClient:
         num_envs: int,
         *,
         keys: curve.RunKeys | None = None,
+        relay: str = "",
+        role: str = "",
         timeout_secs: float = 600.0,
         patience_secs: float = 15.0,
     ) -> None:
         """
         Args:
           address: ``ip:port`` of the endpoint.
+          relay: ZeroMQ's address of what to connect to instead; it knows the keys.
+          role: ``messages.EVALUATOR``, or empty: an actor.
           timeout_secs: give up when nothing was heard for so long; 0 = never.
           patience_secs: silence after which the connection is made anew.
         """
         self._address = address
-        self._keys = keys
+        self._relay = relay
+        self._keys = None if relay else keys
         self._timeout = timeout_secs
         self._patience = patience_secs
         self._hello = messages.encode(
@@ -74,11 +84,17 @@ class EndpointClient:
             num_envs=num_envs,
             host=socket.gethostname(),
             pid=os.getpid(),
+            **({"role": role} if role else {}),
         )
         self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
         self._heard = time.monotonic()
+        self._instance: Any = None  # of the learner that said welcome last
+        self.weights_dtype = ""  # of what pull returns; told by each welcome
+        self.frames = 0  # that the weights pulled last were trained for
+        self._pulled_from: Any = None  # the instance that the actor's weights are of
         self.wait_secs = 0.0  # spent waiting for the learner, in all
+        self._told_wait_secs = 0.0  # of them, told with unrolls
 
     def connect(self) -> Welcome:
         """Says hello until a learner answers."""
@@ -100,17 +116,39 @@ class EndpointClient:
                 delay = min(2 * delay, 5.0)
 
     def pull(self, version: int) -> tuple[int, memoryview] | None:
-        """Newer weights than ``version`` as (version, flat float32 bytes), or None."""
-        header, buffers = self._ask([messages.encode("pull", version=version)], "weights", "same")
+        """Newer weights than ``version`` as (version, their bytes), or None."""
+
+        def parts() -> list:
+            # Another learner's versions say nothing of this one's.
+            known = version if self._pulled_from in (None, self._instance) else -1
+            return [messages.encode("pull", version=known)]
+
+        header, buffers = self._ask(parts, "weights", "same")
+        self._pulled_from = self._instance
         if header["type"] == "same":
             return None
+        self.frames = header.get("frames", 0)
         return header["version"], buffers[0]
 
+    def status(self) -> dict[str, Any]:
+        """The endpoint's numbers, see ``server.EndpointServer.status``."""
+        header, _ = self._ask(lambda: [messages.encode("status")], "status")
+        return header["status"]
+
     def push(self, buffers: Sequence[bytes], episodes: list) -> None:
-        """Sends unrolls as soon as the learner has room for them."""
-        self._ask([messages.encode("ready")], "credit", repeat=True)
-        # No answer is awaited: an unroll lost with its learner is no loss to the run.
-        self._send([messages.encode("unroll", episodes=episodes), *buffers])
+        """Sends unrolls as soon as the learner has room for them.
+
+        Those acted with the weights of a learner that was started again meanwhile are dropped:
+        their versions may lie ahead of its own. An unroll lost is no loss to the run.
+        """
+        self._ask(lambda: [messages.encode("ready")], "credit", repeat=True)
+        if self._pulled_from not in (None, self._instance):
+            return
+        waited, self._told_wait_secs = self.wait_secs - self._told_wait_secs, self.wait_secs
+        header = messages.encode("unroll", episodes=episodes, waited=waited)
+        # No answer is awaited; the next call notices a connection that is gone.
+        with contextlib.suppress(_Silent):
+            self._send([header, *buffers])
 
     def close(self) -> None:
         if self._socket is not None:
@@ -118,9 +156,11 @@ class EndpointClient:
         self._context.term()
 
     def _ask(
-        self, parts: list, *kinds: str, repeat: bool = False
+        self, make: Callable[[], list], *kinds: str, repeat: bool = False
     ) -> tuple[dict[str, Any], list[memoryview]]:
-        """Sends ``parts`` and waits for an answer of ``kinds``, over a new connection if need be.
+        """Sends what ``make`` makes and waits for an answer of ``kinds``.
+
+        Over a new connection if need be; it is made anew for that.
 
         ``repeat`` asks again now and then: the answer may take long, and that the learner says
         "wait" in the meantime shows that it lives.
@@ -129,6 +169,7 @@ class EndpointClient:
         try:
             while True:
                 try:
+                    parts = make()
                     self._send(parts)
                     return self._receive(kinds, again=parts if repeat else None)
                 except _Silent:
@@ -147,7 +188,7 @@ class EndpointClient:
         self._socket.reconnect_ivl_max = 2000
         if self._keys is not None:
             curve.secure_client(self._socket, self._keys)
-        self._socket.connect(curve.zmq_address(self._address))
+        self._socket.connect(self._relay or curve.zmq_address(self._address))
         heard = self._heard
         self._send([self._hello])
         try:
@@ -155,6 +196,8 @@ class EndpointClient:
         except _Silent:
             self._heard = heard
             raise
+        self._instance = header["instance"]
+        self.weights_dtype = header["dtype"]
         return Welcome(header["worker_set"], header["run_id"], header["layout"])
 
     def _send(self, parts: list) -> None:
@@ -188,7 +231,8 @@ class EndpointClient:
             if kind == "stop":
                 raise RunEnded
             if kind == "refused":
-                raise Refused(str(header.get("reason")))
+                refusal = Banned if header.get("banned") else Refused
+                raise refusal(str(header.get("reason")))
             if kind == "unknown":
                 raise _Silent
 

@@ -1,14 +1,19 @@
 """Who may connect: CURVE keys of a run, and the rule that an open endpoint is a local one.
 
-A key file holds the run's two key pairs: the endpoint's, by which actors know that they speak to
-their learner, and the actors', by which the learner knows that they may. Traffic is encrypted
-and authenticated by CurveZMQ. Make one with
+A run has a key pair of the endpoints, by which actors know that they speak to their learner, and
+key pairs of those who connect, by which a learner knows that they may. Traffic is encrypted and
+authenticated by CurveZMQ. A key file holds what one side needs:
 
-    python -m impala_torch.endpoint.keys run.key
+* everything, with one pair for all actors, as made by
+  ``python -m impala_torch.endpoint.keys run.key`` for runs started by hand;
+* a learner's: the endpoints' pair, the public keys that it accepts, with their names, and a pair
+  for what it starts itself beside it (its evaluator);
+* an actor's: the endpoints' public key and a pair of its own.
 
-and give every process of the run a copy of it as --key_file.
+The last two are the frontend's, which makes new ones for every run (``make_for_run``).
 """
 
+import dataclasses
 import ipaddress
 import json
 import os
@@ -17,7 +22,8 @@ import re
 import socket
 import stat
 import sys
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import zmq
 import zmq.utils.z85
@@ -25,34 +31,67 @@ import zmq.utils.z85
 from impala_torch.config import UserError, parse_address
 
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+_NAMES = ("server_public", "server_secret", "actor_public", "actor_secret")
 
 
-class RunKeys(NamedTuple):
-    """The keys of a run, each 40 characters of Z85. ``repr`` shows none of them."""
+@dataclasses.dataclass(frozen=True, repr=False)
+class RunKeys:
+    """Keys of a run, each 40 characters of Z85, as far as this side has them. ``repr`` has none."""
 
     server_public: bytes
-    server_secret: bytes
-    actor_public: bytes
-    actor_secret: bytes
+    server_secret: bytes | None = None
+    actor_public: bytes | None = None
+    actor_secret: bytes | None = None
+    accepted: Mapping[bytes, str] = dataclasses.field(default_factory=dict)  # names by public key
 
     def __repr__(self) -> str:
         return "RunKeys(...)"
 
 
 def make(path: str) -> None:
-    """Writes a new key file, readable by its owner only. Raises UserError if it exists."""
+    """Writes a new key file with everything, for its owner only. Raises UserError if it exists."""
     pairs = (*zmq.curve_keypair(), *zmq.curve_keypair())
-    values = {name: key.decode("ascii") for name, key in zip(RunKeys._fields, pairs, strict=True)}
+    write(path, {name: key.decode("ascii") for name, key in zip(_NAMES, pairs, strict=True)})
+
+
+def make_for_run(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """New keys of a run, as contents for ``write``.
+
+    Args:
+      names: of those who connect; each gets a pair of its own.
+
+    Returns:
+      What learners hold, and by name what the others hold.
+    """
+    server_public, server_secret = (key.decode("ascii") for key in zmq.curve_keypair())
+    accepted: dict[str, str] = {}
+
+    def pair(name: str) -> dict[str, Any]:
+        public, secret = (key.decode("ascii") for key in zmq.curve_keypair())
+        accepted[public] = name
+        return {"server_public": server_public, "actor_public": public, "actor_secret": secret}
+
+    learner = {**pair("learner"), "server_secret": server_secret, "accepted": accepted}
+    return learner, {name: pair(name) for name in names}
+
+
+def write(path: str, content: Mapping[str, Any]) -> None:
+    """Writes a key file that only its owner can read. Raises UserError if there is one."""
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise UserError(f"cannot make the key file {path}: {error.strerror}") from error
     with os.fdopen(descriptor, "w") as file:
-        json.dump(values, file)
+        json.dump(content, file)
 
 
 def load(path: str) -> RunKeys:
-    """Reads a key file. Raises UserError if it is missing, readable by others or damaged."""
+    """Reads a key file; ``~`` is the home directory.
+
+    Raises:
+      UserError: it is missing, readable by others or damaged.
+    """
+    path = os.path.expanduser(path)
     try:
         mode = os.stat(path).st_mode
         text = pathlib.Path(path).read_text()
@@ -61,16 +100,30 @@ def load(path: str) -> RunKeys:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"--key_file={path} can be read by others: 'chmod 600 {path}'")
     try:
-        values = json.loads(text)
-        keys = [values[name] for name in RunKeys._fields]
-    except (ValueError, KeyError, TypeError):
-        keys = []
-    if not keys or not all(isinstance(key, str) and _Z85_KEY.fullmatch(key) for key in keys):
+        return _parse(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
             f"--key_file={path} is not a key file: make one with "
             "'python -m impala_torch.endpoint.keys FILE'"
-        )
-    return RunKeys(*(key.encode("ascii") for key in keys))
+        ) from None
+
+
+def _parse(content: dict[str, Any]) -> RunKeys:
+    """Raises one of several errors where the content is not a key file's."""
+    known = {name: _key(content[name]) for name in _NAMES if name in content}
+    accepted = {_key(key): str(name) for key, name in content.get("accepted", {}).items()}
+    keys = RunKeys(**known, accepted=accepted)
+    if (keys.actor_public is None) != (keys.actor_secret is None):
+        raise ValueError("half a pair")
+    if keys.server_secret is not None and keys.actor_public is not None:
+        accepted.setdefault(keys.actor_public, "actor")
+    return keys
+
+
+def _key(text: Any) -> bytes:
+    if not _Z85_KEY.fullmatch(text):
+        raise ValueError("not a key")
+    return text.encode("ascii")
 
 
 def is_loopback(host: str) -> bool:
@@ -95,7 +148,8 @@ def for_address(address: str, key_file: str) -> RunKeys | None:
         return None
     raise UserError(
         f"--learner_host={address} is not a loopback address, so it needs --key_file: make one "
-        "with 'python -m impala_torch.endpoint.keys run.key' and copy it to every host"
+        "with 'python -m impala_torch.endpoint.keys run.key' and copy it to every host (the "
+        "frontend does that by itself)"
     )
 
 
@@ -109,35 +163,51 @@ def zmq_address(address: str) -> str:
     return f"tcp://{numeric}:{port}"
 
 
+def expand(ipc: str) -> str:
+    """``ipc://~/...`` with the home directory; ZeroMQ does not know it. Empty stays empty."""
+    return "ipc://" + os.path.expanduser(ipc.removeprefix("ipc://")) if ipc else ""
+
+
 class Authenticator:
     """Answers ZeroMQ's question whether a client's key may connect, in the endpoint's thread.
 
     libzmq asks over an inproc socket (ZAP, rfc.zeromq.org/27); ``socket`` must be polled and
-    ``handle`` called when it is readable.
+    ``handle`` called when it is readable. The name of an accepted key becomes the "User-Id" of
+    what arrives over the connection.
     """
 
     def __init__(self, context: zmq.Context, keys: RunKeys) -> None:
         self.socket = context.socket(zmq.REP)
         self.socket.linger = 0
         self.socket.bind("inproc://zeromq.zap.01")
-        self._allowed = zmq.utils.z85.decode(keys.actor_public)
+        self._names = {
+            zmq.utils.z85.decode(key): name.encode() for key, name in keys.accepted.items()
+        }
         self.denied = 0
 
     def handle(self) -> None:
         request = self.socket.recv_multipart()
         # version, request id, domain, address, identity, mechanism, credentials (the raw key)
         version, request_id = request[0], request[1]
-        allowed = len(request) == 7 and request[5] == b"CURVE" and request[6] == self._allowed
-        self.denied += not allowed
-        verdict = (b"200", b"OK") if allowed else (b"400", b"unknown key")
-        self.socket.send_multipart([version, request_id, *verdict, b"actor", b""])
+        name = None
+        if len(request) == 7 and request[5] == b"CURVE":
+            name = self._names.get(request[6])
+        self.denied += name is None
+        verdict = (b"400", b"unknown key", b"") if name is None else (b"200", b"OK", name)
+        self.socket.send_multipart([version, request_id, *verdict, b""])
 
     def close(self) -> None:
         self.socket.close()
 
 
 def secure_server(server: zmq.Socket, keys: RunKeys) -> None:
-    """Makes ``server`` refuse whoever does not hold the run's keys. Call before ``bind``."""
+    """Makes ``server`` refuse whoever does not hold an accepted key. Call before ``bind``.
+
+    Raises:
+      UserError: the keys are an actor's.
+    """
+    if keys.server_secret is None:
+        raise UserError("--key_file is an actor's: a learner needs one with the endpoint's keys")
     server.curve_server = True
     server.curve_secretkey = keys.server_secret
     server.curve_publickey = keys.server_public
@@ -145,7 +215,13 @@ def secure_server(server: zmq.Socket, keys: RunKeys) -> None:
 
 
 def secure_client(client: zmq.Socket, keys: RunKeys) -> None:
-    """Gives ``client`` the run's keys. Call before ``connect``."""
+    """Gives ``client`` its keys. Call before ``connect``.
+
+    Raises:
+      UserError: there is none of their own among them.
+    """
+    if keys.actor_secret is None:
+        raise UserError("--key_file is a learner's: an actor needs one with a pair of its own")
     client.curve_serverkey = keys.server_public
     client.curve_secretkey = keys.actor_secret
     client.curve_publickey = keys.actor_public

@@ -5,20 +5,38 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 
 | from    | type      | header                                                    | buffers        |
 | ------- | --------- | --------------------------------------------------------- | -------------- |
-| actor   | hello     | protocol, spec, task, num_envs, host, pid                 |                |
-| learner | welcome   | worker_set, run_id, layout (of the weights)               |                |
-| learner | refused   | reason: in words; the actor ends with it                  |                |
+| actor   | hello     | protocol, spec, task, num_envs, host, pid; role:          |                |
+|         |           | "evaluator" of one that only pulls weights (else absent)  |                |
+| learner | welcome   | worker_set, run_id, instance, layout, dtype (of weights)  |                |
+| learner | refused   | reason: in words; banned: it was a bad message            |                |
 | actor   | pull      | version: of the weights it has, -1 for none               |                |
-| learner | weights   | version                                                   | flat weights   |
+| learner | weights   | version, instance, frames: trained for until then         | flat weights   |
 | learner | same      |                                                           |                |
 | actor   | ready     | an unroll waits to be sent                                |                |
 | learner | credit    | one message of unrolls may be sent                        |                |
 | learner | wait      | the queue is full: a credit follows when there is room    |                |
 | actor   | unroll    | episodes: [[return, frames, raw return, raw frames], ...] | fields, blocks |
+|         |           | waited: seconds spent waiting for the learner since the   |                |
+|         |           | unroll before (may be absent)                             |                |
 | learner | stop      | the run has ended; the actor ends                         |                |
 | learner | unknown   | no hello yet (the learner was restarted): say it again    |                |
 | anyone  | status    |                                                           |                |
 | learner | status    | status: the endpoint's numbers, see ``server.status``     |                |
+
+``instance`` is another one at each start of a learner. Versions count a learner's updates, so a
+restarted learner may give weights other than its predecessor's the same version.
+
+An evaluator has no place in --actor_hosts: it gets no credit, is counted with no actor, and says
+hello with task 0. Relays leave ``frames`` out; evaluators do without relays.
+
+A relay (``relay``) carries the messages of many actors over one connection, each as
+
+    b"", actor_id, header, *buffers
+
+in both directions. A header is never empty, so an empty first frame marks a relayed message. The
+relay chooses the ids, of 1 to MAX_ACTOR_ID_BYTES bytes; with the connection's identity they make
+the ``Route`` by which the learner knows a sender: what one relayed actor does wrong is not the
+others' fault.
 
 Nothing is unpickled. Every length and value of an unroll is checked against the run's own
 specification before anything is allocated for it.
@@ -41,11 +59,14 @@ from impala_torch.structures import (
     unroll_layout,
 )
 
-PROTOCOL = 1
+PROTOCOL = 2
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENVS = 4096  # of one actor
+EVALUATOR = "evaluator"  # the role of who only pulls weights
+MAX_ACTOR_ID_BYTES = 64
 
 Buffer = bytes | memoryview
+Route = tuple[bytes, bytes]  # the connection's identity, the relayed actor's id (b"" if direct)
 
 
 class BadMessage(Exception):
@@ -114,15 +135,35 @@ def field(header: dict[str, Any], name: str, kind: type, low: int = 0, high: int
     return value
 
 
+def wrap(actor_id: bytes) -> list[bytes]:
+    """The frames before the header: of a direct message (without ``actor_id``) none."""
+    return [b"", actor_id] if actor_id else []
+
+
+def unwrap(parts: list[memoryview]) -> tuple[bytes, list[memoryview]]:
+    """Undoes ``wrap``: the actor's id (b"" if direct) and the header with its buffers.
+
+    Raises:
+      BadMessage: there is no header, or the id is none.
+    """
+    if not parts:
+        raise BadMessage("empty message")
+    if len(parts[0]):
+        return b"", parts
+    if len(parts) < 3 or not 1 <= len(parts[1]) <= MAX_ACTOR_ID_BYTES:
+        raise BadMessage("neither a header nor a relayed message with the id of its actor")
+    return bytes(parts[1]), parts[2:]
+
+
 # --- unrolls ----------------------------------------------------------------------------------
 
 
 class UnrollCodec:
     """Unrolls of E environments <-> buffers. Not to be shared between threads.
 
-    The first buffer holds all fields but the observation, one after the other in the order of
-    ``Unroll``, each as C-contiguous little-endian array; then one block of observations follows
-    for each environment (``frames``).
+    The first buffer is a block (``frames``) of all fields but the observation, one after the other
+    in the order of ``Unroll``, each as C-contiguous little-endian array; then one block of
+    observations follows for each environment.
     """
 
     def __init__(self, spec: RunSpec) -> None:
@@ -140,7 +181,8 @@ class UnrollCodec:
             for name in self._layout
             if name != "observation"
         ]
-        return [b"".join(fields), *self._encoder.encode(unroll.observation)]
+        fields_block = self._encoder.compress(b"".join(fields))
+        return [fields_block, *self._encoder.encode(unroll.observation)]
 
     def decode_fields(self, buffers: Sequence[Buffer], num_envs: int, version: int) -> Unroll:
         """Checks the buffers of an unroll and reads all but its observations.
@@ -159,14 +201,15 @@ class UnrollCodec:
         if len(buffers) != 1 + num_envs:
             raise BadMessage(f"unroll of {len(buffers)} buffers instead of {1 + num_envs}")
         values: dict[str, Any] = {"observation": list(buffers[1:])}
-        data, offset = buffers[0], 0
         expected = sum(
             math.prod((*before, num_envs, *after)) * np.dtype(dtype).itemsize
             for name, (before, after, dtype) in self._layout.items()
             if name != "observation"
         )
-        if len(data) != expected:
-            raise BadMessage(f"unroll fields of {len(data)} bytes instead of {expected}")
+        try:
+            data, offset = self._decoder.decompress(buffers[0], expected), 0
+        except ValueError as error:
+            raise BadMessage(f"unroll fields: {error}") from error
         for name, (before, after, dtype) in self._layout.items():
             if name == "observation":
                 continue
@@ -193,7 +236,7 @@ class UnrollCodec:
             try:
                 frames.check_size(block, self._block_bytes)
             except ValueError as error:
-                raise BadMessage(str(error)) from error
+                raise BadMessage(f"observations: {error}") from error
         return Unroll(**values)
 
     def decode_column(self, unroll: Unroll, env: int, out: Unroll, column: int) -> None:
@@ -205,7 +248,7 @@ class UnrollCodec:
         try:
             self._decoder.decode(unroll.observation[env], out.observation[:, column])
         except ValueError as error:
-            raise BadMessage(str(error)) from error
+            raise BadMessage(f"observations: {error}") from error
         rows = out.observation[:, column]
         if rows.dtype.kind == "f" and not np.isfinite(rows).all():
             raise BadMessage("unroll has observation that is not finite")
@@ -236,6 +279,14 @@ def decode_episodes(header: dict[str, Any]) -> list[EpisodeResult]:
             raise BadMessage("unroll has a bad episode")
         episodes.append(EpisodeResult(*values))
     return episodes
+
+
+def decode_waited(header: dict[str, Any]) -> float:
+    """Seconds that the actor waited for its unroll. Raises BadMessage."""
+    waited = header.get("waited", 0.0)
+    if type(waited) not in (int, float) or not (math.isfinite(waited) and waited >= 0):
+        raise BadMessage("'unroll' has a bad waited")
+    return float(waited)
 
 
 def spec_of(

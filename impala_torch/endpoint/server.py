@@ -5,7 +5,10 @@ answers the actors and keeps the count of who is there.
 """
 
 import collections
+import errno
 import os
+import secrets
+import socket
 import threading
 import time
 from typing import Any
@@ -17,60 +20,15 @@ from impala_torch.config import UserError
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import BatchQueue
-from impala_torch.endpoint.messages import BadMessage, RunSpec, UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route, RunSpec, UnrollCodec
+from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.structures import EpisodeResult
 
 CREDIT_SECS = 30.0  # an actor that was granted credit sends at once, or it is gone
-ABSENT_SECS = 60.0  # an actor not heard of for this long counts as gone until it speaks again
 MAX_BANNED = 10_000  # senders remembered
 LATE_SECS = 10.0  # how long a closing endpoint waits for actors that have not come yet
-RATE_SECS = 15.0  # window of the actors' steps per second
-
-
-class Peer:
-    """What the endpoint knows of one actor."""
-
-    def __init__(self, identity: bytes, hello: dict[str, Any]) -> None:
-        self.identity = identity
-        self.task: int = messages.field(hello, "task", int, high=1 << 31)
-        self.num_envs: int = messages.field(hello, "num_envs", int, 1, messages.MAX_ENVS)
-        self.host: str = messages.field(hello, "host", str)[:255]
-        self.pid: int = messages.field(hello, "pid", int)
-        self.granted_at: float | None = None  # holds credit since then
-        self.waiting = False
-        self.steps = 0
-        self.episodes = 0
-        self.last_seen = time.monotonic()
-        self._recent: collections.deque[tuple[float, int]] = collections.deque(
-            [(self.last_seen, 0)]
-        )
-
-    def count(self, steps: int, episodes: int) -> None:
-        now = time.monotonic()
-        self.steps += steps
-        self.episodes += episodes
-        self._recent.append((now, self.steps))
-        while len(self._recent) > 2 and self._recent[0][0] < now - RATE_SECS:
-            self._recent.popleft()
-
-    @property
-    def present(self) -> bool:
-        return time.monotonic() - self.last_seen < ABSENT_SECS
-
-    def status(self) -> dict[str, Any]:
-        now = time.monotonic()
-        since, steps = self._recent[0]
-        return {
-            "task": self.task,
-            "host": self.host,
-            "pid": self.pid,
-            "num_envs": self.num_envs,
-            "steps": self.steps,
-            "steps_per_sec": round((self.steps - steps) / max(now - since, 1e-3), 1),
-            "episodes": self.episodes,
-            "last_seen_secs": round(now - self.last_seen, 1),
-            "state": "gone" if not self.present else "waiting" if self.waiting else "acting",
-        }
+MAX_EVALUATORS = 16  # that are known at a time; the oldest says hello again
+MAX_PUBLISHED = 4096  # versions whose time of publishing is remembered
 
 
 class EndpointServer:
@@ -84,6 +42,7 @@ class EndpointServer:
         batches: BatchQueue,
         *,
         num_actors: int,
+        weights_dtype: str = "float32",
         worker_set: int = 0,
         run_id: str = "",
         keys: curve.RunKeys | None = None,
@@ -95,6 +54,7 @@ class EndpointServer:
           layout: of the flat weights, told to actors in the welcome.
           batches: where unrolls go.
           num_actors: length of --actor_hosts; a hello of another task is refused.
+          weights_dtype: of the flat weights, told to actors in the welcome.
           worker_set: this learner's number, from which actors derive their seeds.
           run_id: names the run in the welcome.
           keys: of the run; None leaves the endpoint open.
@@ -103,22 +63,28 @@ class EndpointServer:
           UserError: the address cannot be bound.
         """
         self.spec = spec
-        self._layout = layout
+        self._layout, self._weights_dtype = layout, weights_dtype
         self._batches = batches
         self._num_actors = num_actors
         self._worker_set = worker_set
         self._run_id = run_id
         self._codec = UnrollCodec(spec)
-        self._weights: tuple[int, memoryview] | None = None
-        self._peers: dict[bytes, Peer] = {}
+        self._weights: tuple[int, memoryview, int] | None = None  # version, bytes, frames
+        self._instance = secrets.token_hex(8)
+        self._published: dict[int, float] = {}  # when, by version; oldest first
+        self._peers: dict[Route, Peer] = {}
         self._by_task: dict[int, Peer] = {}
-        self._banned: dict[bytes, None] = {}  # senders of bad messages, oldest first
+        self._evaluators: collections.deque[Peer] = collections.deque()  # oldest first
+        self._banned: dict[Route, None] = {}  # senders of bad messages, oldest first
         self._told_late: set[int] = set()  # tasks that came when the endpoint was closing
         self._queue: collections.deque[Peer] = collections.deque()  # wait for credit, in order
-        self._late_bad: collections.deque[tuple[bytes, str]] = collections.deque()
+        self._late_bad: collections.deque[tuple[Route, str]] = collections.deque()
         self.bad_messages = 0
         self.last_bad = ""
         self.bytes_received = 0
+        self.weights_sent = 0
+        self._bytes_window = Window(0)
+        self._host = socket.gethostname()
         self.episodes: collections.deque[EpisodeResult] = collections.deque(maxlen=100_000)
         self.learner_status: dict[str, Any] = {}  # replaced whole by the learner
         self.error: BaseException | None = None
@@ -134,7 +100,13 @@ class EndpointServer:
             self._socket.bind(curve.zmq_address(address))
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
-            raise UserError(f"--learner_host={address} cannot be served: {error}") from error
+            words = f"--learner_host={address} cannot be served"
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"{words}: it is no address of this host, {socket.gethostname()}; a learner "
+                    "must be started on the host that its row names"
+                ) from error
+            raise UserError(f"{words}: {error}") from error
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         batches.on_room = self._notify
         batches.on_bad = self._report_bad
@@ -144,9 +116,18 @@ class EndpointServer:
 
     # --- for the learner's thread ---
 
-    def publish(self, version: int, flat: np.ndarray) -> None:
-        """Makes ``flat`` (float32, not to be written to any more) what actors get from now on."""
-        self._weights = (version, flat.data.cast("B"))
+    def publish(self, version: int, flat: np.ndarray, frames: int = 0) -> None:
+        """Makes ``flat`` (not to be written to any more) what actors get from now on.
+
+        Args:
+          version: updates behind these weights.
+          flat: their bytes.
+          frames: environment frames behind them.
+        """
+        self._published[version] = time.monotonic()
+        if len(self._published) > MAX_PUBLISHED:
+            del self._published[next(iter(self._published))]
+        self._weights = (version, flat.data.cast("B"), frames)
         self._batches.version = version
 
     @property
@@ -163,17 +144,29 @@ class EndpointServer:
         """The endpoint's numbers: plain values, ready for JSON."""
         peers = sorted(self._by_task.values(), key=lambda peer: peer.task)
         denied = self._authenticator.denied if self._authenticator else 0
+        (bytes_per_sec,) = self._bytes_window.rates(self.bytes_received)
+        newest = self._version
         return {
             **self.learner_status,
             "worker_set": self._worker_set,
             "run_id": self._run_id,
+            "host": self._host,
+            "pid": os.getpid(),
+            "num_actors": self._num_actors,
             "queue_batches": self._batches.depth,
             "dropped_unrolls": self._batches.dropped,
             "bad_messages": self.bad_messages,
+            "last_bad": self.last_bad,
             "denied_connections": denied,
             "bytes_received": self.bytes_received,
-            "actors": [peer.status() for peer in peers],
+            "bytes_per_sec": round(bytes_per_sec),
+            "weights_sent": self.weights_sent,
+            "actors": [peer.status(newest, self._published) for peer in peers],
         }
+
+    @property
+    def _version(self) -> int:
+        return self._weights[0] if self._weights else 0
 
     def close(self, grace_secs: float = 1.0) -> None:
         """Tells every actor to stop and ends, ``grace_secs`` later or a while more.
@@ -192,7 +185,7 @@ class EndpointServer:
     def _notify(self) -> None:
         os.eventfd_write(self._wake, 1)
 
-    def _report_bad(self, sender: bytes, reason: str) -> None:
+    def _report_bad(self, sender: Route, reason: str) -> None:
         self._late_bad.append((sender, reason))
         self._notify()
 
@@ -213,7 +206,7 @@ class EndpointServer:
         poller.register(self._wake, zmq.POLLIN)
         if self._authenticator:
             poller.register(self._authenticator.socket, zmq.POLLIN)
-        deadline = None
+        deadline, sampled = None, time.monotonic()
         while deadline is None or time.monotonic() < deadline + self._lateness():
             ready = dict(poller.poll(timeout=1000 if deadline is None else 50))
             if self._wake in ready:
@@ -222,13 +215,16 @@ class EndpointServer:
                 self._authenticator.handle()
             if self._socket in ready:
                 self._receive()
+            if time.monotonic() - sampled > 1:
+                sampled = time.monotonic()
+                self._bytes_window.add(self.bytes_received)
             while self._late_bad:
                 self._refuse_bad(*self._late_bad.popleft())
             if self._closing.is_set():
                 if deadline is None:
                     deadline = time.monotonic() + self._grace_secs
-                    for identity in self._peers:
-                        self._send(identity, "stop")
+                    for route in self._peers:
+                        self._send(route, "stop")
             else:
                 self._grant()
 
@@ -244,30 +240,32 @@ class EndpointServer:
                 parts = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            identity, *frames = (part.buffer for part in parts)
-            sender = bytes(identity)
+            sender: Route = (parts[0].bytes, b"")
             if sender in self._banned:
                 continue
-            self.bytes_received += sum(len(frame) for frame in frames)
+            self.bytes_received += sum(len(part) for part in parts[1:])
             try:
-                if not frames:
-                    raise BadMessage("empty message")
-                self._handle(sender, messages.decode(frames[0]), frames[1:])
+                actor_id, frames = messages.unwrap([part.buffer for part in parts[1:]])
+                sender = (sender[0], actor_id)
+                if sender not in self._banned:
+                    self._handle(sender, messages.decode(frames[0]), frames[1:], parts[-1])
             except BadMessage as error:
                 self._refuse_bad(sender, str(error))
 
-    def _handle(self, sender: bytes, header: dict[str, Any], buffers: list[memoryview]) -> None:
+    def _handle(
+        self, sender: Route, header: dict[str, Any], buffers: list[memoryview], frame: zmq.Frame
+    ) -> None:
         kind = header["type"]
         if kind == "status":
             self._send(sender, "status", status=self.status())
             return
         if self._closing.is_set():
             self._send(sender, "stop")
-            if kind == "hello":
+            if kind == "hello" and header.get("role") != messages.EVALUATOR:
                 self._told_late.add(messages.field(header, "task", int))
             return
         if kind == "hello":
-            self._hello(sender, header)
+            self._hello(sender, header, _key_of(frame))
             return
         peer = self._peers.get(sender)
         if peer is None:
@@ -276,6 +274,8 @@ class EndpointServer:
         peer.last_seen = time.monotonic()
         if kind == "pull":
             self._pull(peer, messages.field(header, "version", int, low=-1))
+        elif peer.role == messages.EVALUATOR:
+            raise BadMessage(f"'{kind[:40]}' of an evaluator")
         elif kind == "ready":
             self._ready(peer)
         elif kind == "unroll":
@@ -283,7 +283,7 @@ class EndpointServer:
         else:
             raise BadMessage(f"unknown type '{kind[:40]}'")
 
-    def _hello(self, sender: bytes, header: dict[str, Any]) -> None:
+    def _hello(self, sender: Route, header: dict[str, Any], key: str) -> None:
         if header.get("protocol") != messages.PROTOCOL:
             reason = (
                 f"it speaks version {header.get('protocol')} of the protocol, the learner "
@@ -294,7 +294,11 @@ class EndpointServer:
         if difference := self.spec.difference(header.get("spec")):
             self._send(sender, "refused", reason=f"{difference}: give both the same flags")
             return
-        peer = Peer(sender, header)
+        peer = Peer(sender, header, key)
+        if peer.role == messages.EVALUATOR:
+            self._admit_evaluator(peer)
+            self._welcome(peer)
+            return
         if peer.task >= self._num_actors:
             reason = (
                 f"--task={peer.task} is outside the learner's --actor_hosts, which names "
@@ -305,48 +309,67 @@ class EndpointServer:
         before = self._by_task.get(peer.task)
         if before is not None:
             self._forget(before)
-            if before.identity != sender:
+            if before.route != sender:
                 reason = f"another process on {peer.host} took the place of --task={peer.task}"
-                self._send(before.identity, "refused", reason=reason)
-            peer.steps, peer.episodes = before.steps, before.episodes
-            peer.count(0, 0)
+                self._send(before.route, "refused", reason=reason)
+            peer.take_over(before)
         self._peers[sender] = self._by_task[peer.task] = peer
+        self._welcome(peer)
+
+    def _admit_evaluator(self, peer: Peer) -> None:
+        before = self._peers.get(peer.route)
+        if before is not None:
+            self._drop(before)
+        self._peers[peer.route] = peer
+        self._evaluators.append(peer)
+        if len(self._evaluators) > MAX_EVALUATORS:
+            oldest = self._evaluators.popleft()
+            if self._peers.get(oldest.route) is oldest:
+                del self._peers[oldest.route]
+
+    def _welcome(self, peer: Peer) -> None:
         self._send(
-            sender,
+            peer.route,
             "welcome",
             worker_set=self._worker_set,
             run_id=self._run_id,
+            instance=self._instance,
             layout=self._layout,
+            dtype=self._weights_dtype,
         )
 
     def _pull(self, peer: Peer, version: int) -> None:
         if self._weights is None or self._weights[0] == version:
-            self._send(peer.identity, "same")
+            self._send(peer.route, "same")
             return
-        newest, flat = self._weights
-        self._send(peer.identity, "weights", flat, version=newest)
+        newest, flat, frames = self._weights
+        self.weights_sent += 1
+        self._send(
+            peer.route, "weights", flat, version=newest, instance=self._instance, frames=frames
+        )
 
     def _ready(self, peer: Peer) -> None:
         if peer.granted_at is not None:
-            self._send(peer.identity, "credit")
+            self._send(peer.route, "credit")
             return
-        if not peer.waiting:
-            peer.waiting = True
+        if peer.waiting_since is None:
+            peer.waiting_since = time.monotonic()
             self._queue.append(peer)
         self._grant()
-        if peer.waiting:
-            self._send(peer.identity, "wait")
+        if peer.waiting_since is not None:
+            self._send(peer.route, "wait")
 
     def _unroll(self, peer: Peer, header: dict[str, Any], buffers: list[memoryview]) -> None:
         if peer.granted_at is None:
             raise BadMessage("unroll without credit")
-        version = self._weights[0] if self._weights else 0
-        unroll = self._codec.decode_fields(buffers, peer.num_envs, version)
+        unroll = self._codec.decode_fields(buffers, peer.num_envs, self._version)
         episodes = messages.decode_episodes(header)
+        waited = messages.decode_waited(header)
         peer.granted_at = None
-        peer.count(self.spec.unroll_length * peer.num_envs, len(episodes))
+        acted_with = int(unroll.weights_version.min())
+        peer.count(self.spec.unroll_length * peer.num_envs, len(episodes), waited, acted_with)
         self.episodes.extend(episodes)
-        self._batches.put(peer.identity, unroll, peer.num_envs)
+        self._batches.put(peer.route, unroll, peer.num_envs)
 
     def _grant(self) -> None:
         """Gives credit to those who wait, first come first served, while there is room."""
@@ -360,32 +383,47 @@ class EndpointServer:
             if not self._batches.reserve(peer.num_envs):
                 return
             self._queue.popleft()
-            peer.waiting = False
+            peer.waiting_since = None
             peer.granted_at = now
-            self._send(peer.identity, "credit")
+            self._send(peer.route, "credit")
 
     def _forget(self, peer: Peer) -> None:
-        self._peers.pop(peer.identity, None)
-        if peer.waiting:
+        self._peers.pop(peer.route, None)
+        if peer.waiting_since is not None:
             self._queue.remove(peer)
-            peer.waiting = False
+            peer.waiting_since = None
         if peer.granted_at is not None:
             peer.granted_at = None
             self._batches.release(peer.num_envs)
 
-    def _refuse_bad(self, sender: bytes, reason: str) -> None:
+    def _drop(self, peer: Peer) -> None:
+        """Forgets a peer, and that its task is taken."""
+        self._forget(peer)
+        if self._by_task.get(peer.task) is peer:
+            del self._by_task[peer.task]
+
+    def _refuse_bad(self, sender: Route, reason: str) -> None:
         self.bad_messages += 1
         self.last_bad = reason
-        self._send(sender, "refused", reason=f"bad message: {reason}")
+        self._send(sender, "refused", reason=f"bad message: {reason}", banned=True)
         self._banned[sender] = None
         if len(self._banned) > MAX_BANNED:
             del self._banned[next(iter(self._banned))]
         peer = self._peers.get(sender)
         if peer is not None:
-            self._forget(peer)
-            self._by_task.pop(peer.task, None)
+            self._drop(peer)
 
-    def _send(self, identity: bytes, kind: str, *buffers: memoryview, **fields: Any) -> None:
+    def _send(self, route: Route, kind: str, *buffers: memoryview, **fields: Any) -> None:
         # A ROUTER drops what is for a peer that left; it never blocks.
-        parts: list[Any] = [identity, messages.encode(kind, **fields), *buffers]
+        identity, actor_id = route
+        header = messages.encode(kind, **fields)
+        parts: list[Any] = [identity, *messages.wrap(actor_id), header, *buffers]
         self._socket.send_multipart(parts, copy=False)
+
+
+def _key_of(frame: zmq.Frame) -> str:
+    """The name of the key that its connection was admitted with; empty where there is none."""
+    try:
+        return str(frame.get("User-Id") or "")
+    except zmq.ZMQError:
+        return ""

@@ -50,6 +50,26 @@ def clip_rewards(rewards: torch.Tensor, kind: str) -> torch.Tensor:
     raise ValueError(f"'{kind}' is no way to clip rewards")
 
 
+def add_metrics(
+    total: dict[str, torch.Tensor], more: dict[str, torch.Tensor], count: int
+) -> dict[str, torch.Tensor]:
+    """``impala_loss``'s metrics over several batches: losses are added up, the rest averaged.
+
+    Args:
+      total: of the ``count`` - 1 batches before.
+      more: of one batch.
+      count: from 1; at 1 ``total`` is not looked at.
+    """
+    if count == 1:
+        return more
+    return {
+        name: total[name] + value
+        if name.endswith("_loss")
+        else total[name] + (value - total[name]) / count
+        for name, value in more.items()
+    }
+
+
 def impala_loss(
     learner_outputs: AgentOutput, batch: Unroll, config: Config
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -79,6 +99,7 @@ def impala_loss(
         rewards,
         values,
         learner_outputs.baseline[-1],
+        lambda_=config.vtrace_lambda,
     )
     pg_loss = policy_gradient_loss(logits, actions, targets.pg_advantages)
     value_loss = config.baseline_cost * baseline_loss(targets.vs - values)

@@ -15,7 +15,9 @@ class TFRMSProp(torch.optim.Optimizer):
         mom <- momentum mom + lr g / sqrt(ms + epsilon)
         p   <- p - mom
 
-    The state is made at once, so that it can be broadcast and saved before the first step.
+    The state is made at once, so that it can be broadcast and saved before the first step. What a
+    run goes on with are a checkpoint's moments and its own hyperparameters: see
+    ``load_state_dict``.
     """
 
     def __init__(
@@ -34,6 +36,30 @@ class TFRMSProp(torch.optim.Optimizer):
                 state["mean_square"] = torch.ones_like(param)
                 if group["momentum"]:
                     state["momentum"] = torch.zeros_like(param)
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over the moments that this optimizer has too; hyperparameters stay as they are.
+
+        So flags changed for a resumed run are followed, and the state's entries are the same on
+        every rank, whoever read the checkpoint.
+
+        Raises:
+          ValueError: it is of other parameters.
+        """
+        params = [param for group in self.param_groups for param in group["params"]]
+        saved = state_dict["state"]
+        if len(saved) != len(params):
+            raise ValueError(f"its optimizer has {len(saved)} parameters instead of {len(params)}")
+        for index, param in enumerate(params):
+            for name, moment in self.state[param].items():
+                theirs = saved[index].get(name, moment)
+                if theirs.shape != moment.shape:
+                    raise ValueError(
+                        f"its {name} of parameter {index} has shape {tuple(theirs.shape)} instead "
+                        f"of {tuple(moment.shape)}"
+                    )
+                moment.copy_(theirs)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

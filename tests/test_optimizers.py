@@ -75,3 +75,20 @@ def test_the_learning_rate_falls_linearly_to_zero():
     assert linear_decay(0.4, 25, 100) == pytest.approx(0.3)
     assert linear_decay(0.4, 100, 100) == 0
     assert linear_decay(0.4, 101, 100) == 0
+
+
+def test_restoring_keeps_this_runs_hyperparameters_and_takes_only_moments_it_has():
+    param = torch.nn.Parameter(torch.zeros(3))
+    saved = TFRMSProp([param], lr=1.0, decay=0.5, momentum=0.9, epsilon=0.3)
+    saved.state[param]["mean_square"].fill_(7.0)
+    other = torch.nn.Parameter(torch.zeros(3))
+    restored = TFRMSProp([other], lr=2.0, decay=0.6, momentum=0.0, epsilon=0.4)
+    restored.load_state_dict(saved.state_dict())
+    group = restored.param_groups[0]
+    assert [group[name] for name in ("lr", "decay", "momentum", "epsilon")] == [2.0, 0.6, 0.0, 0.4]
+    assert list(restored.state[other]) == ["mean_square"]
+    assert restored.state[other]["mean_square"].tolist() == [7.0] * 3
+    with pytest.raises(ValueError, match="shape"):
+        TFRMSProp([torch.nn.Parameter(torch.zeros(4))]).load_state_dict(saved.state_dict())
+    with pytest.raises(ValueError, match=r"1 parameters instead of 2"):
+        TFRMSProp([other, torch.nn.Parameter(torch.zeros(3))]).load_state_dict(saved.state_dict())

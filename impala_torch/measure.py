@@ -1,0 +1,272 @@
+"""What the parts of training cost on this machine: what ``frontend.plan`` plans with.
+
+    python -m impala_torch.measure FLAGS
+
+takes the flags of training. Each part runs for --sample_secs: processes that only step
+environments, whole actors (both one for each core, or --num_actors), a learner's updates on ready
+data, an endpoint's decoding. Prints one JSON object; on standard error what it is at.
+"""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import pathlib
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from impala_torch import agents, environments, losses, network, sample
+from impala_torch import config as config_lib
+from impala_torch.actor import Player, UnrollCollector, run_spec_of, seeds_of
+from impala_torch.agents import precision, weights
+from impala_torch.config import Config, UserError
+from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.group import Group
+from impala_torch.learner import Learner
+from impala_torch.progress import Progress
+from impala_torch.structures import empty_unroll
+
+_WARM_UPDATES = 3
+_FEWEST_UPDATES = 10  # fewer say little of how much updates differ
+_BATCH_SECS = 60.0
+_START_SECS = 120.0  # that actors may take to start beside each other
+_QUARTILES = 1.349  # standard deviations between the quartiles of normal values
+
+
+def measure(config: Config) -> dict[str, Any]:
+    """The costs, by the names of ``frontend.scaling.Costs``, and the speed of this machine's link.
+
+    Raises:
+      UserError: the level or the agent cannot be.
+    """
+    spec = environments.environment_spec(
+        config.level_name, width=config.width, height=config.height
+    )
+    agents.make_agent(config.agent_name, spec)  # a mistake in its name is told at once
+    count = config.num_actors or os.cpu_count() or 1
+    _tell(f"{count} process(es) that only step environments", config)
+    sampler = sample.measure(config).steps_per_sec / count
+    _tell(f"{count} actor(s)", config)
+    actor, step_bytes = _actors(config, count)
+    buffers = record(config)
+    _tell("a learner's updates", config)
+    learner = _learner(config, buffers)
+    _tell("an endpoint's decoding", config)
+    return {
+        "level_name": config.level_name,
+        "agent_name": config.agent_name,
+        "batch_size": config.batch_size,
+        "unroll_length": config.unroll_length,
+        "num_envs": config.num_envs,
+        "sampler_steps_per_sec": sampler,
+        "actor_steps_per_sec": actor,
+        "actors_per_host": count,
+        **learner,
+        "bytes_per_step": step_bytes,
+        "endpoint_steps_per_sec": _decoding(config, buffers),
+        "link_bytes_per_sec": network.link_bytes_per_sec(_outward_ip()),
+    }
+
+
+# --- actors -------------------------------------------------------------------------------------
+
+
+def record(config: Config) -> list[bytes]:
+    """An unroll's buffers as an actor with random weights sends them: E environments, T steps."""
+    act, close = _player(config, 0)
+    buffers = [bytes(buffer) for buffer in act()]
+    close()
+    return buffers
+
+
+def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[], None]]:
+    """An actor without a learner: plays and encodes the next unroll; and its end."""
+    threads = config.actor_threads or 1
+    torch.set_num_threads(threads)
+    spec = environments.environment_spec(
+        config.level_name, width=config.width, height=config.height
+    )
+    dtype = precision.resolve(config.precision, "cpu")
+    agent = agents.make_agent(config.agent_name, spec, dtype).for_acting()
+    seeds = seeds_of(config.seed, 0, task)
+    environment = environments.make_environment(
+        config.level_name,
+        config.num_envs,
+        seeds.environment,
+        width=config.width,
+        height=config.height,
+        num_action_repeats=config.num_action_repeats,
+        episodic_life=config.episodic_life,
+        num_threads=threads,
+    )
+    collector = UnrollCollector(Player(agent, environment, seeds.actions), config.unroll_length)
+    codec = UnrollCodec(run_spec_of(config, agent))
+    return lambda: codec.encode(collector.collect(0)), environment.close
+
+
+def _actors(config: Config, count: int) -> tuple[float, float]:
+    """Agent steps per second of one of ``count`` actors that run together, and a step's bytes."""
+    context = multiprocessing.get_context("spawn")
+    together, results = context.Barrier(count), context.SimpleQueue()
+    workers = [
+        context.Process(target=_act, args=(config, task, together, results), daemon=True)
+        for task in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            together.abort()  # the others would wait for it
+            raise RuntimeError(f"an acting process ended with exit code {worker.exitcode}")
+    told = [results.get() for _ in workers]
+    return statistics.fmean(rate for rate, _ in told), statistics.fmean(size for _, size in told)
+
+
+def _act(config: Config, task: int, together: Any, results: Any) -> None:
+    act, close = _player(config, task)
+    act()
+    together.wait(_START_SECS)
+    begun, unrolls, size = time.perf_counter(), 0, 0
+    while (secs := time.perf_counter() - begun) < config.sample_secs:
+        size += sum(map(len, act()))
+        unrolls += 1
+    steps = unrolls * config.num_envs * config.unroll_length
+    results.put((steps / secs, size / steps))
+    close()
+
+
+# --- the learner --------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ready_learner(
+    config: Config, group: Group, buffers: list[bytes]
+) -> Iterator[tuple[Learner, Callable[[], None]]]:
+    """A learner that never waits for actors, and a function that makes its next update.
+
+    Args:
+      config: the flags; --learner_host and --logdir are replaced.
+      group: the learners; all ranks make their updates together.
+      buffers: what ``record`` gave, which it gets again and again, decoded beside the updates.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        address = f"127.0.0.1:{_free_port()}"
+        own = {"learner_host": address, "actor_hosts": "", "key_file": "", "logdir": folder}
+        config = config.replace(**own, with_wandb=False)
+        logdir = pathlib.Path(folder)
+        learner = Learner(config, group, logdir)
+        codec, batches = UnrollCodec(learner.spec), learner.batches
+        with Progress(config, group, learner.state, learner.endpoint, batches, logdir) as progress:
+
+            def update() -> None:
+                while batches.reserve(config.num_envs):
+                    unroll = codec.decode_fields(buffers, config.num_envs, learner.state.updates)
+                    batches.put((b"", b""), unroll, config.num_envs)
+                batch = batches.get(_BATCH_SECS)
+                if batch is None:
+                    raise RuntimeError("no batch was assembled")
+                learner.update(batch, progress)
+
+            try:
+                yield learner, update
+            finally:
+                learner.close()
+
+
+def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
+    with ready_learner(config, Group(), buffers) as (learner, update):
+        for _ in range(_WARM_UPDATES):
+            update()
+        secs: list[float] = []
+        begun = time.perf_counter()
+        while len(secs) < _FEWEST_UPDATES or time.perf_counter() - begun < config.sample_secs:
+            started = time.perf_counter()
+            update()
+            secs.append(time.perf_counter() - started)
+        quarters = statistics.quantiles(secs, n=4)
+        on_gpu = learner.device.type == "cuda"
+        return {
+            "update_secs": quarters[1],
+            "update_jitter": (quarters[2] - quarters[0]) / _QUARTILES / quarters[1],
+            # A CPU's cores do both, so that nothing is won.
+            "overlap_secs": _backward_secs(learner) if on_gpu else 0.0,
+            "averagings_per_update": config.batch_reuse / config.batches_per_step,
+            "gradient_bytes": sum(parameter.nbytes for parameter in learner.parameters),
+            "weights_bytes": weights.pack(learner.agent, config.weights_precision).nbytes,
+        }
+
+
+def _backward_secs(learner: Learner) -> float:
+    batch = learner._to_device(learner._make_batch().tensors)
+    secs = []
+    for _ in range(_FEWEST_UPDATES):
+        loss, _ = losses.impala_loss(learner.forward(batch), batch, learner.config)
+        learner.optimizer.zero_grad()
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        loss.backward()
+        torch.cuda.synchronize()
+        secs.append(time.perf_counter() - started)
+    return statistics.median(secs)
+
+
+def _decoding(config: Config, buffers: list[bytes]) -> float:
+    """Agent steps per second from buffers into columns of a batch, in one thread."""
+    spec = environments.environment_spec(
+        config.level_name, width=config.width, height=config.height
+    )
+    codec = UnrollCodec(run_spec_of(config, agents.make_agent(config.agent_name, spec)))
+    batch = empty_unroll(spec, config.unroll_length, codec.spec.state_size, config.num_envs)
+    begun, unrolls = time.perf_counter(), 0
+    while (secs := time.perf_counter() - begun) < config.sample_secs / 2:
+        unroll = codec.decode_fields(buffers, config.num_envs, 0)
+        for env in range(config.num_envs):
+            codec.decode_column(unroll, env, batch, env)
+        unrolls += config.num_envs
+    return unrolls * config.unroll_length / secs
+
+
+# --- this machine -------------------------------------------------------------------------------
+
+
+def _tell(what: str, config: Config) -> None:
+    print(f"measuring {what}: {config.sample_secs:.0f} s", file=sys.stderr, flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _outward_ip() -> str:
+    """This machine's address towards other networks; empty without a way there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of no host; a datagram's socket sends nothing yet
+        except OSError:
+            return ""
+        return probe.getsockname()[0]
+
+
+def main(argv: list[str]) -> int:
+    try:
+        config_lib.define_flags()
+        config_lib.parse_flags(argv)
+        print(json.dumps(measure(config_lib.from_flags())), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,397 @@
+"""How close each part comes to what the machine allows: ratios measured side by side.
+
+    make bench                     all of it, about 15 minutes; writes the tables of speed.md
+    make bench BENCH_FLAGS=--quick a third of it, less steady
+    python sandbox/benchmarks/bench.py --only acting,learning
+
+Each ratio is the median of rounds in which the two sides take turns, so that what else the machine
+does falls on both.
+"""
+
+import argparse
+import csv
+import datetime
+import inspect
+import itertools
+import multiprocessing
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "sandbox" / "benchmarks"))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import wire  # noqa: E402
+
+from impala_torch import environments, losses, sample  # noqa: E402
+from impala_torch.actor import Player, UnrollCollector, run_spec_of  # noqa: E402
+from impala_torch.agents import make_agent, precision  # noqa: E402
+from impala_torch.config import Config  # noqa: E402
+from impala_torch.endpoint.messages import UnrollCodec  # noqa: E402
+from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
+from impala_torch.group import Group  # noqa: E402
+from impala_torch.learner import Learner  # noqa: E402
+from impala_torch.progress import Progress  # noqa: E402
+from impala_torch.structures import AgentInput  # noqa: E402
+
+LEVEL = "PongNoFrameskip-v4"
+AGENTS = ("ShallowConvNetAgent", "SimpleConvNetAgent")
+ALL_AGENTS = (*AGENTS, "ShallowConvLSTMAgent", "ResNetAgent", "ResNetLSTMAgent")
+NUM_ENVS, BATCH = 16, 32
+BEGIN, END = "<!-- make bench: begin -->", "<!-- make bench: end -->"
+
+Row = tuple[str, ...]
+
+
+class Options(argparse.Namespace):
+    quick: bool
+    only: str
+    play: str
+
+    @property
+    def rounds(self) -> int:
+        return 3 if self.quick else 5
+
+    @property
+    def secs(self) -> float:
+        """Of one side in one round."""
+        return 0.7 if self.quick else 1.5
+
+
+# --- 1: the sampler's bound ---------------------------------------------------------------------
+
+
+def sampler(options: Options) -> Iterator[Row]:
+    """Random actions through the actors' environments, against ALE's own loop."""
+    yield ("game", "ours, steps/s", "ALE's vector environment alone", "ratio", "bar")
+    for game in ("Pong",) if options.quick else ("Pong", "Breakout", "Seaquest"):
+        config = _config(level_name=f"{game}NoFrameskip-v4", sample_secs=options.secs)
+        sides = ([], [])
+        for _ in range(options.rounds):
+            sides[0].append(sample.measure(config).steps_per_sec)
+            sides[1].append(_bare_sampling(config))
+        yield (game, *_sides(sides), "0.95")
+
+
+def _bare_sampling(config: Config) -> float:
+    context = multiprocessing.get_context("spawn")
+    count = os.cpu_count() or 1
+    together, results = context.Barrier(count), context.SimpleQueue()
+    workers = [
+        context.Process(target=_bare_loop, args=(config, task, together, results))
+        for task in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(results.get() for _ in workers)
+
+
+def _bare_loop(config: Config, task: int, together, results) -> None:
+    environment = AtariEnvironment(config.level_name, config.num_envs, task)
+    ale = environment._env
+    ale.reset(seed=np.arange(config.num_envs, dtype=np.int32))
+    rng = np.random.default_rng(task)
+    actions = rng.integers(0, environment.spec.num_actions, (997, config.num_envs))
+    for row in range(50):
+        ale.step(actions[row])
+    together.wait()
+    begun, steps = time.perf_counter(), 0
+    while (secs := time.perf_counter() - begun) < config.sample_secs:
+        ale.step(actions[steps % 997])
+        steps += 1
+    results.put(steps * config.num_envs / secs)
+
+
+# --- 2: acting ----------------------------------------------------------------------------------
+
+
+def acting(options: Options) -> Iterator[Row]:
+    """An actor's loop on one core, against emulation and a bare forward, one after the other."""
+    yield ("agent", "actor, steps/s", "what the floors allow", "ratio", "bar")
+    torch.set_num_threads(1)
+    for name in AGENTS:
+        yield (name, *_acting(_config(agent_name=name), options), "0.85")
+
+
+def _acting(config: Config, options: Options) -> Row:
+    spec = environments.environment_spec(LEVEL, width=84, height=84)
+    agent = make_agent(config.agent_name, spec, precision.resolve("auto", "cpu")).for_acting()
+    player = Player(agent, environments.make_environment(LEVEL, NUM_ENVS, 1), 1)
+    collector = UnrollCollector(player, config.unroll_length)
+    codec = UnrollCodec(run_spec_of(config, agent))
+    environment = environments.make_environment(LEVEL, NUM_ENVS, 2)
+    environment.reset()
+    rng = np.random.default_rng(3)
+    observation = torch.randint(0, 255, (1, NUM_ENVS, 84, 84, 4), dtype=torch.uint8)
+    inputs = AgentInput(
+        observation.movedim(-1, 2),
+        torch.zeros(1, NUM_ENVS),
+        torch.zeros(1, NUM_ENVS, dtype=torch.bool),
+        torch.zeros(1, NUM_ENVS, dtype=torch.int64),
+    )
+    state = agent.initial_state(NUM_ENVS)
+
+    def act() -> int:
+        codec.encode(collector.collect(0))
+        return NUM_ENVS * config.unroll_length
+
+    def emulate() -> int:
+        environment.step(rng.integers(0, spec.num_actions, NUM_ENVS))
+        return NUM_ENVS
+
+    def forward() -> int:
+        with torch.inference_mode():
+            agent(inputs, state)
+        return NUM_ENVS
+
+    sides: tuple[list[float], list[float]] = ([], [])
+    for _ in range(options.rounds):
+        sides[0].append(_rate(act, options.secs))
+        emulation, forwards = (_rate(one, options.secs / 2) for one in (emulate, forward))
+        sides[1].append(1 / (1 / emulation + 1 / forwards))
+    return _sides(sides)
+
+
+# --- 3: learning --------------------------------------------------------------------------------
+
+
+def learning(options: Options) -> Iterator[Row]:
+    """A learner's updates on ready batches, against the bare forward and backward."""
+    yield ("agent", "learner, steps/s", "bare forward and backward", "ratio", "bar")
+    for name in AGENTS:
+        with tempfile.TemporaryDirectory() as folder:
+            config = _config(
+                agent_name=name, batch_size=BATCH, learner_host="127.0.0.1:18431", logdir=folder
+            )
+            yield (name, *_learning(config, options), "0.9")
+
+
+def _learning(config: Config, options: Options) -> Row:
+    torch.set_num_threads(os.cpu_count() or 1)
+    logdir = pathlib.Path(config.logdir)
+    learner = Learner(config, Group(), logdir)
+    agent = make_agent(config.agent_name, learner.spec.environment).for_acting()
+    player = Player(agent, environments.make_environment(LEVEL, BATCH, 1), 1)
+    codec = UnrollCodec(learner.spec)
+    buffers = codec.encode(UnrollCollector(player, config.unroll_length).collect(0))
+    batch = learner._make_batch()
+    for env in range(BATCH):
+        codec.decode_column(codec.decode_fields(buffers, BATCH, 0), env, batch.arrays, env)
+    steps, queue = BATCH * config.unroll_length, learner.batches
+    with Progress(config, learner.group, learner.state, learner.endpoint, queue, logdir) as told:
+
+        def feed() -> None:
+            # As it comes from an actor: decoded and assembled beside the update before.
+            queue.reserve(BATCH)
+            unroll = codec.decode_fields(buffers, BATCH, learner.state.updates)
+            queue.put((b"", b""), unroll, BATCH)
+
+        def update() -> int:
+            feed()
+            ready = queue.get(60)
+            assert ready is not None
+            learner.update(ready, told)
+            return steps
+
+        def bare() -> int:
+            outputs = learner.forward(batch.tensors)
+            loss, _ = losses.impala_loss(outputs, batch.tensors, config)
+            learner.optimizer.zero_grad()
+            loss.backward()
+            return steps
+
+        feed()  # one is always ahead
+        sides: tuple[list[float], list[float]] = ([], [])
+        for _ in range(options.rounds):
+            sides[0].append(_rate(update, options.secs))
+            sides[1].append(_rate(bare, options.secs))
+    learner.endpoint._num_actors = 0  # nobody is waited for
+    learner.close()
+    return _sides(sides)
+
+
+# --- 4: end to end ------------------------------------------------------------------------------
+
+
+def end_to_end(options: Options) -> Iterator[Row]:
+    """Whole local training, as a share of the sampler's bound in the same run."""
+    yield ("game", "agent", "steps/s", "sampler's bound", "share", "bar", "against float32, E = 1")
+    agents = AGENTS if options.quick else ALL_AGENTS
+    games = ("Pong",) if options.quick else ("Pong", "Breakout")
+    secs = 10.0 if options.quick else 15.0
+    bars = {"ShallowConvNetAgent": "0.55", "SimpleConvNetAgent": "0.42"}
+    for game, name in itertools.product(games, agents):
+        level = f"{game}NoFrameskip-v4"
+        bound = sample.measure(_config(level_name=level, sample_secs=4.0)).steps_per_sec
+        rate = _train(level, name, secs)
+        against = ""
+        if game == "Pong":
+            classical = _train(level, name, secs, "--precision=float32", "--num_envs=1")
+            against = f"{rate / classical:.1f}"
+        yield (
+            game,
+            name,
+            f"{rate:,.0f}",
+            f"{bound:,.0f}",
+            f"{rate / bound:.2f}",
+            bars.get(name, ""),
+            against,
+        )
+
+
+def _train(level: str, agent: str, secs: float, *flags: str) -> float:
+    """Agent steps per second of local training, after its start."""
+    with tempfile.TemporaryDirectory() as folder:
+        argv = [sys.executable, str(ROOT / "experiment.py"), f"--level_name={level}"]
+        argv += [f"--agent_name={agent}", "--batch_size=32", "--unroll_length=20"]
+        argv += [f"--logdir={folder}", "--progress_secs=2", *flags]
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        path = pathlib.Path(folder) / "metrics.csv"
+        while not _frames(path):
+            if process.poll() is not None:
+                raise RuntimeError(f"training ended with exit code {process.returncode}")
+            time.sleep(0.5)
+        time.sleep(5.0 + secs)
+        rows = _frames(path)
+        process.terminate()
+        process.wait(60)
+    rows = rows[1:]  # the first one has the start in it
+    (begun, first), (ended, last) = rows[0], rows[-1]
+    return (last - first) / 4 / (ended - begun)
+
+
+def _frames(path: pathlib.Path) -> list[tuple[float, int]]:
+    if not path.exists():
+        return []
+    with open(path) as file:
+        rows = [(float(row["time"]), int(row["frames"])) for row in csv.DictReader(file)]
+    return [row for row in rows if row[1]]
+
+
+# --- what they share ----------------------------------------------------------------------------
+
+
+def split(options: Options) -> Iterator[Row]:
+    """How actors and learner best share these cores, in local training of Pong."""
+    yield ("agent", "actors", "E", "learner's threads", "steps/s", "of the best")
+    cores = os.cpu_count() or 1
+    choices = [(cores, 16, max(1, cores // 2))]  # the defaults, first
+    choices += [(cores, 8, choices[0][2]), (cores, 32, choices[0][2])]
+    choices += [(max(1, cores - 1), 32, 1), (cores, 16, cores)]
+    for name in AGENTS[1:]:
+        rates = []
+        for actors, num_envs, threads in choices:
+            flags = [f"--num_actors={actors}", f"--num_envs={num_envs}"]
+            secs = 8.0 if options.quick else 15.0
+            rates.append(_train(LEVEL, name, secs, *flags, f"--learner_threads={threads}"))
+        for (actors, num_envs, threads), rate in zip(choices, rates, strict=True):
+            values = (actors, num_envs, threads, f"{rate:,.0f}", f"{rate / max(rates):.2f}")
+            yield (name, *map(str, values))
+
+
+def steps_on_the_wire(options: Options) -> Iterator[Row]:
+    """Bytes of an agent step (all fields and frames, lossless) and the actor's time for coding."""
+    played = dict(one.split("=", 1) for one in options.play.split(",") if one)
+    return wire.steps(1.5 if options.quick else 8.0, played)
+
+
+def pulls(options: Options) -> Iterator[Row]:
+    """Bytes of weights: of one pull, and MB a second of 45 actors of a learner.
+
+    Each makes 700 steps/s in 16 environments; weights have 5 versions a second; by relays of 12.
+    """
+    return wire.pulls()
+
+
+def endpoint(options: Options) -> Iterator[Row]:
+    """One endpoint fed by 64 simulated actors over TCP, all of them on this machine's cores."""
+    return wire.endpoint(2.0 if options.quick else 8.0)
+
+
+def distribution(options: Options) -> Iterator[Row]:
+    """From an update to "each of 64 actors has its weights", ResNet-LSTM, all asking at once."""
+    return wire.distribution(3 if options.quick else 15)
+
+
+PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
+    "sampler": sampler,
+    "acting": acting,
+    "learning": learning,
+    "end_to_end": end_to_end,
+    "split": split,
+    "steps_on_the_wire": steps_on_the_wire,
+    "pulls": pulls,
+    "endpoint": endpoint,
+    "distribution": distribution,
+}
+
+
+def _config(**changes) -> Config:
+    values = {"level_name": LEVEL, "num_envs": NUM_ENVS, "unroll_length": 20, **changes}
+    return Config(**values)
+
+
+def _rate(step: Callable[[], int], secs: float) -> float:
+    """Agent steps per second of a function that returns how many it made."""
+    step()
+    begun, steps = time.perf_counter(), 0
+    while (passed := time.perf_counter() - begun) < secs:
+        steps += step()
+    return steps / passed
+
+
+def _sides(sides: tuple[list[float], list[float]]) -> tuple[str, str, str]:
+    ours, other = map(statistics.median, sides)
+    ratios = [one / two for one, two in zip(*sides, strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return f"{ours:,.0f}", f"{other:,.0f}", f"{statistics.median(ratios):.2f} ({spread})"
+
+
+def _processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return "unknown processor"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a third of it, less steady")
+    parser.add_argument("--only", default="", help=f"of {','.join(PARTS)}")
+    parser.add_argument(
+        "--play", default="", help="GAME=LOGDIR,...: runs whose policies play for the wire's bytes"
+    )
+    options = parser.parse_args(namespace=Options())
+    chosen = options.only.split(",") if options.only else list(PARTS)
+    lines = [f"{datetime.date.today()}, {os.cpu_count()} cores, {_processor()}."]
+    print(lines[0], flush=True)
+    for name in chosen:
+        part = PARTS[name]
+        rows = []
+        print(f"\n{inspect.getdoc(part)}\n", flush=True)
+        for row in part(options):
+            rows.append(f"| {' | '.join(row)} |")
+            if len(rows) == 1:
+                rows.append("| --- " * len(row) + "|")
+            print("\n".join(rows[-2:] if len(rows) == 2 else rows[-1:]), flush=True)
+        lines += ["", str(inspect.getdoc(part)), "", *rows]
+    if not options.only and not options.quick:
+        path = ROOT / "sandbox" / "speed.md"
+        text = path.read_text()
+        made = f"{BEGIN}\n" + "\n".join(lines) + f"\n{END}"
+        path.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: made, text, flags=re.DOTALL))
+
+
+if __name__ == "__main__":
+    main()

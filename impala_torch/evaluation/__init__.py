@@ -1,0 +1,1 @@
+"""Whole games and what they score: test mode, beside training, on video."""

@@ -1,0 +1,94 @@
+"""The evaluator of a run, as its learner sees it: a process that is started, watched and ended."""
+
+import logging
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from impala_torch import config as config_lib
+from impala_torch import processes
+from impala_torch.config import Config
+
+log = logging.getLogger(__name__)
+
+_PROGRAM = pathlib.Path(__file__).resolve().parent.parent.parent / "experiment.py"
+_END_SECS = 5.0
+
+
+class EvaluationProcess:
+    """Evaluations beside training, if --eval_interval_frames asks for them; a context manager.
+
+    It starts with the block. After the block it may evaluate the last weights, unless training
+    failed or is to stop, and has ended then.
+    """
+
+    def __init__(
+        self, config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]
+    ) -> None:
+        """
+        Args:
+          config: the flags of the learner, at whose --learner_host weights are to be had.
+          logdir: the run's directory, for results and the process's log.
+          should_stop: says that nobody wants to wait any more.
+        """
+        self._config, self._asked_to_stop = config, should_stop
+        self._logdir = logdir
+        self._log = logdir / "workers" / "evaluator-0-0.log"
+        self._process: subprocess.Popen | None = None
+        self._told = False
+
+    def __enter__(self) -> "EvaluationProcess":
+        if self._config.eval_interval_frames:
+            flags = config_lib.to_argv(
+                self._config, job_name="evaluator", task=0, logdir=str(self._logdir)
+            )
+            self._process = processes.spawn(
+                [sys.executable, str(_PROGRAM), *flags],
+                self._log,
+                {"CUDA_VISIBLE_DEVICES": ""},  # the learner's GPU is the learner's
+            )
+            log.info("started the evaluator; its log: %s", self._log)
+        return self
+
+    def should_stop(self) -> bool:
+        """The answer of what it was given. Says so, once, if the evaluator has ended before
+        training, which goes on."""
+        self._check()
+        return self._asked_to_stop()
+
+    def _check(self) -> None:
+        if self._process is None or self._told or self._process.poll() is None:
+            return
+        self._told = True
+        lines = self._log.read_text(errors="replace").splitlines()[-10:]
+        log.error(
+            "the evaluator ended with exit code %d, and there are no more evaluations; the end of "
+            "its log:\n%s",
+            self._process.returncode,
+            "\n".join(f"    {line}" for line in lines),
+        )
+
+    def __exit__(
+        self,
+        failure: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        process = self._process
+        if process is None:
+            return
+        told = False
+        while process.poll() is None and failure is None and not self._asked_to_stop():
+            if not told:
+                log.info("waiting for the last evaluation; Ctrl-C leaves it out")
+                told = True
+            time.sleep(0.2)
+        if process.poll() is None:
+            process.terminate()
+            processes.end([process], _END_SECS)
+        else:
+            self._told = self._told or process.returncode == 0
+            self._check()

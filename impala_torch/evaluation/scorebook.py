@@ -1,0 +1,138 @@
+"""What evaluations leave in a directory: a row of ``evaluation.csv`` and ``evaluation.json``."""
+
+import csv
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from impala_torch import checkpoint, environments, protocol
+from impala_torch.config import Config, UserError
+from impala_torch.evaluation import atari_scores, games
+from impala_torch.evaluation.games import Scores
+
+CSV, JSON = "evaluation.csv", "evaluation.json"
+
+# Columns of evaluation.csv, in order; a later version may add some at the end, never rename one.
+COLUMNS = (
+    "time",  # seconds since 1970
+    "hours",  # of training until then
+    "frames",  # environment frames of training until then
+    "updates",
+    "source",  # training (beside it), or test (mode)
+    "level_name",
+    "actions",  # sampled or greedy
+    "games",
+    "mean",
+    "median",
+    "std",
+    "min",
+    "max",
+    "human_normalised",  # mean between random play (0) and a human's (1); empty if not known
+    "secs",  # that the games took
+)
+
+
+class Trained(NamedTuple):
+    """How far the agent was trained that played."""
+
+    frames: int
+    updates: int
+    hours: float
+
+
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Raises UserError naming ``flag`` where nothing can be written, before games are played."""
+    for path in (folder / CSV, folder / JSON, folder):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise UserError(f"{flag}: {path} cannot be written to, and evaluations leave results")
+
+
+def row(
+    config: Config, trained: Trained, scores: Scores, secs: float, source: str
+) -> dict[str, Any]:
+    """A row of evaluation.csv, by column name."""
+    return {
+        "time": round(time.time(), 2),
+        "hours": trained.hours,
+        "frames": trained.frames,
+        "updates": trained.updates,
+        "source": source,
+        "level_name": config.level_name,
+        "actions": "greedy" if config.greedy else "sampled",
+        **scores.summary,
+        "secs": secs,
+    }
+
+
+def append(folder: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Adds a row to ``folder``'s evaluation.csv; an older file keeps the columns that it has."""
+    path = folder / CSV
+    fresh = not path.exists() or path.stat().st_size == 0
+    columns = COLUMNS if fresh else path.read_text().splitlines()[0].split(",")
+    with open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        if fresh:
+            writer.writeheader()
+        writer.writerow({name: _short(value) for name, value in values.items()})
+
+
+def rows(folder: pathlib.Path) -> list[dict[str, str]]:
+    """The rows of ``folder``'s evaluation.csv, oldest first; none where there is no file."""
+    try:
+        with open(folder / CSV, newline="") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+
+
+def card(
+    config: Config, trained: Trained, scores: Scores, secs: float, checkpoint_name: str
+) -> dict[str, Any]:
+    """What evaluation.json holds of one level: all that a number needs to be judged.
+
+    Training's counts (``trained``) and the evaluation's (``played``) are apart, and in each the
+    agent's steps and the environment's frames.
+    """
+    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    played = sum(game.frames for game in scores.games)
+    reference = atari_scores.GAMES.get(scores.atari_game or "")
+    return {
+        "level_name": config.level_name,
+        "agent_name": config.agent_name,
+        "checkpoint": checkpoint_name,
+        **scores.summary,
+        "scores": [game.score for game in scores.games],
+        "game_frames": [game.frames for game in scores.games],
+        "random_score": reference and reference.random,
+        "human_score": reference and reference.human,
+        "reference": reference and atari_scores.SOURCE,
+        "trained": {
+            "agent_steps": trained.frames // repeats,
+            "environment_frames": trained.frames,
+            "updates": trained.updates,
+            "hours": trained.hours,
+        },
+        "played": {
+            "agent_steps": played // repeats,
+            "environment_frames": played,
+            "secs": round(secs, 2),
+            "seed": config.seed,
+            "num_envs": games.num_envs(config),
+        },
+        "protocol": protocol.describe(config, training=False),
+        "hardware": protocol.hardware(),
+        "versions": protocol.versions(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_card(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes ``folder``'s evaluation.json, whole or not at all."""
+    checkpoint.write_atomically(folder / JSON, json.dumps(content, indent=2).encode())
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e9 else value

@@ -1,0 +1,2 @@
+"""Curves of runs, ours and others', as a picture or in the terminal: ``python -m
+impala_torch.plot``."""

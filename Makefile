@@ -3,13 +3,15 @@
 #   make test    sets the machine up for tests, then runs the linters and all tests
 # A second call skips what stands. TRAIN_FLAGS adds flags to the training run:
 #   make train TRAIN_FLAGS="--level_name=BreakoutNoFrameskip-v4"
+# And for those who work on it: make bench measures each part against what the machine allows.
 
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 TRAIN_FLAGS ?=
 TEST_FLAGS ?=
+BENCH_FLAGS ?=
 
-.PHONY: train setup test test-fast setup-test lint clean
+.PHONY: train setup test test-fast setup-test lint bench clean
 
 train: setup
 	$(PYTHON) run_experiment_mm_raw.py --follow \
@@ -36,6 +38,9 @@ lint: setup-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+bench: setup
+	$(PYTHON) sandbox/benchmarks/bench.py $(BENCH_FLAGS)
 
 clean:
 	rm -rf "$(VENV)" .mypy_cache .ruff_cache .pytest_cache

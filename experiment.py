@@ -1,9 +1,11 @@
-"""IMPALA, one process of it: a learner, an actor, local training (both), or a test.
+"""IMPALA, one process of it: a learner, an actor, an evaluator, local training, or a test.
 
     python experiment.py --level_name=PongNoFrameskip-v4            trains on this machine
     python experiment.py --mode=test --logdir=logs/latest           plays whole games
+    python experiment.py --mode=sample --level_name=...             only steps environments
     python experiment.py --job_name=learner --task=0 ...            one learner of a run
     python experiment.py --job_name=actor --task=0 ...              one of its actors
+    python experiment.py --job_name=evaluator --logdir=... ...      whole games beside training
 
 --helpfull explains every flag.
 """
@@ -11,6 +13,7 @@
 import logging
 import pathlib
 import sys
+from collections.abc import Callable
 
 from impala_torch import config as config_lib
 from impala_torch.config import Config, UserError
@@ -19,7 +22,12 @@ log = logging.getLogger("experiment")
 
 
 def main(argv: list[str]) -> int:
-    """Runs what the flags say. Returns the exit code: 0, 1 for a failure, 2 for bad input."""
+    """Runs what the flags say.
+
+    Returns:
+      The exit code: 0, 1 for a failure, 2 for bad input (of an actor's too, which its learner
+      refuses), 3 for an actor whose learner is gone, 130 after Ctrl-C.
+    """
     try:
         config = parse(argv)
         _set_up_logging(config)
@@ -44,25 +52,45 @@ def _run(config: Config) -> int:
     processes.end_with_parent()
     stop = processes.StopRequest()
     if config.mode == "test":
-        from impala_torch import evaluate
+        from impala_torch.evaluation import test_mode
 
-        print(evaluate.run(config, config_lib.given()))
+        try:
+            print(test_mode.run(config, config_lib.given()))
+        except KeyboardInterrupt:
+            return 130
+        return 0
+    if config.mode == "sample":
+        from impala_torch import sample
+
+        print(sample.run(config))
         return 0
     if config.task >= 0 and config.job_name == "actor":
-        return _act(config)
+        from impala_torch import actor
+
+        return _as_client(actor.run, config)
+    if config.job_name == "evaluator":
+        from impala_torch.evaluation import evaluator
+
+        return _as_client(evaluator.run, config)
     stop.install()
     return _learn(config, stop.requested)
 
 
-def _act(config: Config) -> int:
-    from impala_torch import actor
-    from impala_torch.endpoint.client import LearnerGone, Refused
+def _as_client(run: Callable[[Config], None], config: Config) -> int:
+    """Runs what speaks to a learner's endpoint."""
+    from impala_torch.endpoint.client import Banned, LearnerGone, Refused
 
     try:
-        actor.run(config)
-    except (LearnerGone, Refused) as error:
+        run(config)
+    except Banned as error:
         log.error("%s", error)
         return 1
+    except Refused as error:
+        log.error("%s", error)
+        return 2
+    except LearnerGone as error:
+        log.error("%s", error)
+        return 3
     except KeyboardInterrupt:
         return 130
     return 0
@@ -92,6 +120,8 @@ def _set_up_logging(config: Config) -> None:
         datefmt="%H:%M:%S",
         stream=sys.stderr,
     )
+    if config.quiet:  # on the screen; a run's own log files have handlers of their own
+        logging.getLogger().handlers[0].setLevel(logging.WARNING)
 
 
 if __name__ == "__main__":

@@ -191,7 +191,8 @@ def run(config: Config) -> None:
         run_spec,
         config.task,
         config.num_envs,
-        keys=curve.for_address(config.learner_host, config.key_file),
+        keys=None if config.relay else curve.for_address(config.learner_host, config.key_file),
+        relay=curve.expand(config.relay),
         timeout_secs=config.learner_timeout,
     )
     try:
@@ -228,7 +229,7 @@ def _act(
         newer = client.pull(version)
         if newer is not None:
             version, flat = newer
-            weights.load_flat(agent, torch.frombuffer(bytearray(flat), dtype=torch.float32))
+            weights.unpack(agent, flat, client.weights_dtype)
         unroll = collector.collect(max(version, 0))
         client.push(codec.encode(unroll), messages.encode_episodes(collector.episodes))
 

@@ -23,6 +23,16 @@ log = logging.getLogger(__name__)
 INDEX = "checkpoint.json"
 
 
+def name_of(frames: int) -> str:
+    """The file name of the checkpoint at ``frames`` environment frames."""
+    return f"checkpoint-{frames}.pt"
+
+
+def is_checkpoint(name: str) -> bool:
+    """Whether a file of this name is a checkpoint."""
+    return _frames_of(pathlib.Path(name)) >= 0 and name.endswith(".pt")
+
+
 def save(logdir: pathlib.Path, frames: int, state: Mapping[str, Any], keep: int) -> pathlib.Path:
     """Writes a checkpoint and forgets all but the ``keep`` newest.
 
@@ -38,7 +48,7 @@ def save(logdir: pathlib.Path, frames: int, state: Mapping[str, Any], keep: int)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
     data = buffer.getbuffer()
-    path = logdir / f"checkpoint-{frames}.pt"
+    path = logdir / name_of(frames)
     write_atomically(path, data)
     kept = [entry for entry in _index(logdir) if entry["file"] != path.name]
     kept.append({"file": path.name, "frames": frames, "sha256": hashlib.sha256(data).hexdigest()})
@@ -74,6 +84,21 @@ def restore(logdir: pathlib.Path) -> dict[str, Any] | None:
             "to start anew, or give another --logdir"
         )
     return None
+
+
+def load(path: pathlib.Path) -> dict[str, Any]:
+    """A given checkpoint's state, on the CPU.
+
+    Raises:
+      UserError: it cannot be read, or is damaged.
+    """
+    entries = _index(path.parent)
+    known = {entry["file"]: entry.get("sha256") for entry in entries}
+    try:
+        return _load(path, known.get(path.name))
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"--checkpoint={path} cannot be read: {words}") from error
 
 
 def check_matches(state: Mapping[str, Any], agent_name: str, level_name: str) -> None:

@@ -9,7 +9,9 @@ Importing this module loads neither torch nor any environment.
 
 import dataclasses
 import datetime
+import json
 import math
+import os
 import pathlib
 import re
 import sys
@@ -17,6 +19,11 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 from absl import flags
+
+from impala_torch.presets import PRESETS
+
+LARGE_ENVS = 32  # --num_envs where batches are as large: an actor's message is then one batch
+MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
 
 
 class UserError(Exception):
@@ -32,7 +39,7 @@ def flag(group: str, default: Any, help_text: str, *, choices: tuple[str, ...] =
     return dataclasses.field(default=default, metadata=metadata)
 
 
-RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT = (
+RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT, WANDB = (
     "the run",
     "the environment",
     "the agent",
@@ -41,6 +48,7 @@ RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT = (
     "the loss",
     "the optimizer",
     "what a run leaves",
+    "Weights & Biases",
 )
 
 
@@ -53,14 +61,32 @@ class Config:
         RUN,
         "train",
         "train, or test: play --test_num_episodes whole games with the newest checkpoint of "
-        "--logdir and print mean, median, standard deviation, minimum and maximum return.",
-        choices=("train", "test"),
+        "--logdir; print mean, median, standard deviation, minimum and maximum return, and the "
+        "human-normalised score of Atari games; write evaluation.json and evaluation.csv; or "
+        "sample: step the environments of --num_actors processes with random actions for "
+        "--sample_secs, which bounds what any training on this machine can reach.",
+        choices=("train", "test", "sample"),
+    )
+    preset: str = flag(
+        RUN,
+        "none",
+        "Defaults that work together, for the flags that are not given: atari_fast = Atari games "
+        "on a few CPU cores (sandbox/case_studies.md tells how well).",
+        choices=tuple(PRESETS),
+    )
+    config: str = flag(
+        RUN,
+        "",
+        "A run's config.json: start the same again, in a new --logdir. Flags that are given go "
+        "before it.",
     )
     job_name: str = flag(
         RUN,
         "learner",
-        "What this process is when --task is 0 or more: a learner or an actor.",
-        choices=("learner", "actor"),
+        "What this process is when --task is 0 or more: a learner or an actor; or an evaluator, "
+        "which plays whole games with the weights of the learner at --learner_host every "
+        "--eval_interval_frames (a run starts its own).",
+        choices=("learner", "actor", "evaluator"),
     )
     task: int = flag(
         RUN,
@@ -88,6 +114,12 @@ class Config:
         "hold it; made by 'python -m impala_torch.endpoint.keys FILE'. Needed wherever "
         "--learner_host is not a loopback address.",
     )
+    relay: str = flag(
+        RUN,
+        "",
+        "ipc:// address of this host's relay, through which an actor reaches --learner_host; "
+        "empty = directly.",
+    )
     learner_timeout: float = flag(
         RUN,
         600.0,
@@ -105,7 +137,8 @@ class Config:
         "BreakoutNoFrameskip-v4",
         "An Atari game as <Game>NoFrameskip-v4 (no sticky actions) or ALE/<Game>-v5 (sticky "
         "actions, 0.25), or the id of any registered gymnasium environment with discrete actions "
-        "and an image or vector observation.",
+        "and an image or vector observation; mypackage.mymodule:MyEnv-v0 imports the module that "
+        "registers it.",
     )
     width: int = flag(ENVIRONMENT, 84, "Width of the frames that the agent sees, in pixels.")
     height: int = flag(ENVIRONMENT, 84, "Height of the frames that the agent sees, in pixels.")
@@ -125,7 +158,8 @@ class Config:
         AGENT,
         "SimpleConvNetAgent",
         "The network: SimpleConvNetAgent, ShallowConvNetAgent, ShallowConvLSTMAgent, "
-        "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors.",
+        "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors; or one of "
+        "your own as mypackage.mymodule:MyAgent, see sandbox/api.md.",
     )
     precision: str = flag(
         AGENT,
@@ -140,7 +174,10 @@ class Config:
         ACTING, 0, "Actor processes of local training (--task=-1). 0 = one for each core."
     )
     num_envs: int = flag(
-        ACTING, 16, "E: environments of one actor, stepped together with one batched forward."
+        ACTING,
+        16,
+        "E: environments of one actor, stepped together with one batched forward. Not given: 32 "
+        "where --batch_size is 32 or more, which is faster.",
     )
     actor_threads: int = flag(
         ACTING,
@@ -156,6 +193,19 @@ class Config:
     )
     batch_size: int = flag(LEARNING, 2, "B: unrolls per update of one learner.")
     unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.")
+    virtual_batch_size: int = flag(
+        LEARNING,
+        0,
+        "Unrolls per optimizer step of one learner: gradients of so many are added up, batch by "
+        "batch, before they are averaged over the learners and applied; exactly as if --batch_size "
+        "were as large, in the memory of the small one. A multiple of --batch_size; 0 = the same.",
+    )
+    batch_reuse: int = flag(
+        LEARNING,
+        1,
+        "Updates made with each batch. More than 1 learns more from a frame, for more of the "
+        "learner's time; V-trace corrects for the policy that moves meanwhile.",
+    )
     queue_capacity: int = flag(
         LEARNING,
         2,
@@ -166,6 +216,14 @@ class Config:
         LEARNING,
         0,
         "Drop unrolls that were acted with weights more than this many updates old. 0 = keep all.",
+    )
+    weights_precision: str = flag(
+        LEARNING,
+        "float32",
+        "Type that weights travel as to actors. bfloat16 halves what a pull costs the learner's "
+        "link; the learner keeps and checkpoints float32, and V-trace takes the rounded policy "
+        "for what it is, the behaviour policy.",
+        choices=("float32", "bfloat16"),
     )
     device: str = flag(
         LEARNING,
@@ -183,6 +241,12 @@ class Config:
     entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
     baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.")
     discounting: float = flag(LOSS, 0.99, "Discount per agent step.")
+    vtrace_lambda: float = flag(
+        LOSS,
+        1.0,
+        "Lambda of V-trace (remark 2 of the paper): less than 1 trusts the baseline more and the "
+        "rewards of the unroll less, with less variance.",
+    )
     reward_clipping: str = flag(
         LOSS,
         "abs_one",
@@ -212,10 +276,67 @@ class Config:
         OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end."
     )
     keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.")
+    quiet: bool = flag(
+        OUTPUT,
+        False,
+        "Show warnings and results only; the logs of a run in --logdir stay whole.",
+    )
     progress_secs: float = flag(
         OUTPUT, 5.0, "Seconds between lines of progress and of metrics.csv."
     )
-    test_num_episodes: int = flag(OUTPUT, 10, "Whole games to play in test mode.")
+    eval_interval_frames: int = flag(
+        OUTPUT,
+        0,
+        "Environment frames between evaluations beside training, in a process of their own on the "
+        "first learner's host: --test_num_episodes whole games with the weights of then, to "
+        "evaluation.csv and TensorBoard. 0 = none.",
+    )
+    test_num_episodes: int = flag(
+        OUTPUT, 10, "Whole games of an evaluation, in test mode and beside training."
+    )
+    greedy: bool = flag(
+        OUTPUT, False, "In evaluations take the likeliest action instead of sampling the policy."
+    )
+    checkpoint: str = flag(
+        OUTPUT, "", "Checkpoint file for test mode; empty = the newest of --logdir."
+    )
+    levels: str = flag(
+        OUTPUT,
+        "",
+        "Comma-separated levels for test mode, each with the newest run of it that is found in "
+        "--logdir and the folders below; or atari57: those of the 57 Atari games that are there.",
+    )
+    record: str = flag(
+        OUTPUT, "", "Folder for videos of test mode: an MP4 of every game, in all its frames."
+    )
+    render: bool = flag(
+        OUTPUT, False, "Show the games of test mode in a window, as fast as a person plays."
+    )
+    record_margin: bool = flag(
+        OUTPUT,
+        False,
+        "Write score and value (the agent's estimate of what is to come) into a margin under the "
+        "pictures of --record and --render.",
+    )
+    sample_secs: float = flag(OUTPUT, 10.0, "Seconds to sample for in sample mode.")
+    # --- Weights & Biases: Sample Factory's names ---
+    with_wandb: bool = flag(
+        WANDB,
+        False,
+        "Send the columns of metrics.csv to Weights & Biases too, over environment frames, with "
+        "the run's flags. Needs its client and 'wandb login' where the first learner runs; "
+        "WANDB_MODE=offline in the environment keeps them on this machine.",
+    )
+    wandb_user: str = flag(WANDB, "", "User or team (entity) there; empty = the user's own.")
+    wandb_project: str = flag(WANDB, "impala_torch", "Project there.")
+    wandb_group: str = flag(WANDB, "", "Group of the run there; empty = --level_name.")
+    wandb_job_type: str = flag(WANDB, "train", "Job type of the run there.")
+    wandb_tags: str = flag(WANDB, "", "Comma-separated tags of the run there.")
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose gradients are added up for one optimizer step."""
+        return max(1, self.virtual_batch_size // self.batch_size)
 
     @property
     def actors(self) -> list[str]:
@@ -236,19 +357,29 @@ ALIASES = {
 
 _ALIAS_GROUP = "TorchBeast's names for the same"
 
+# Flags of test mode alone.
+TEST_ONLY = ("checkpoint", "levels", "record", "render", "record_margin")
 # Flags that name one process or mode; the others are the same for every process of a run.
-PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts")
+PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts", "relay", *TEST_ONLY)
 
 
 def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, ...] = ()) -> None:
     """Declares an absl flag for each field of ``Config`` not in ``skip``, and the aliases."""
+    declare(Config, flag_values, skip)
+    for alias, name in ALIASES.items():
+        if name not in skip:
+            flags.DEFINE_alias(alias, name, flag_values=flag_values, module_name=_ALIAS_GROUP)
+
+
+def declare(cls: Any, flag_values: flags.FlagValues, skip: tuple[str, ...] = ()) -> None:
+    """Declares an absl flag for each field (made with ``flag``) of a dataclass."""
     makers: dict[type, Any] = {
         bool: flags.DEFINE_boolean,
         int: flags.DEFINE_integer,
         float: flags.DEFINE_float,
         str: flags.DEFINE_string,
     }
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(cls):
         if field.name in skip:
             continue
         meta, default = field.metadata, cast(Any, field.default)
@@ -258,9 +389,6 @@ def define_flags(flag_values: flags.FlagValues = flags.FLAGS, skip: tuple[str, .
             flags.DEFINE_enum(field.name, default, list(meta["choices"]), meta["help"], **options)
         else:
             makers[type(default)](field.name, default, meta["help"], **options)
-    for alias, name in ALIASES.items():
-        if name not in skip:
-            flags.DEFINE_alias(alias, name, flag_values=flag_values, module_name=_ALIAS_GROUP)
 
 
 def parse_flags(argv: list[str], flag_values: flags.FlagValues = flags.FLAGS) -> None:
@@ -299,9 +427,45 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """Reads the parsed flags. Raises UserError where values are impossible."""
     names = [field.name for field in dataclasses.fields(Config)]
     known: dict[str, Any] = {name: flag_values[name].value for name in names if name in flag_values}
-    config = Config(**known)
+    present = given(flag_values)
+    if known.get("config"):
+        if "preset" in present:
+            raise UserError("--config and --preset both choose the flags: give one of them")
+        values = _read(known["config"])
+    else:
+        values = dict(PRESETS[known.get("preset", "none")])
+    if "num_envs" not in present and known.get("batch_size", 0) >= LARGE_ENVS:
+        known["num_envs"] = LARGE_ENVS
+    known |= {name: value for name, value in values.items() if name not in present}
+    # What the file said is in the flags now; processes of the run need not have the file.
+    config = Config(**{**known, "config": ""})
     check(config)
     return config
+
+
+def _read(path: str) -> dict[str, Any]:
+    """The flags of a run's config.json, but those of one process and its place."""
+    try:
+        flag_dict = json.loads(pathlib.Path(path).read_text())["flags"]
+        found = {field.name: flag_dict.get(field.name) for field in dataclasses.fields(Config)}
+    except OSError as error:
+        raise UserError(f"--config={path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--config={path} is not the config.json of a run: it needs a map 'flags'"
+        ) from error
+    values = {}
+    for field in dataclasses.fields(Config):
+        value, default = found[field.name], cast(Any, field.default)
+        if value is None or field.name in (*PER_PROCESS, "logdir", "config", "key_file"):
+            continue
+        if type(value) is int and type(default) is float:
+            value = float(value)
+        choices = field.metadata["choices"]
+        if type(value) is not type(default) or (choices and value not in choices):
+            raise UserError(f"--config={path}: its {field.name} is {value!r}, which is no value")
+        values[field.name] = value
+    return values
 
 
 def check(config: Config) -> None:
@@ -311,27 +475,47 @@ def check(config: Config) -> None:
             raise UserError(f"--{name} must be a finite number, not {value}")
     positive = (
         "total_environment_frames batch_size unroll_length queue_capacity num_envs "
-        "width height keep_checkpoints test_num_episodes progress_secs save_checkpoint_secs "
-        "epsilon"
+        "width height batch_reuse keep_checkpoints test_num_episodes progress_secs "
+        "save_checkpoint_secs epsilon sample_secs"
     )
     for name in positive.split():
         if getattr(config, name) <= 0:
             raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
     not_negative = (
         "num_action_repeats num_actors actor_threads learner_threads max_policy_lag "
-        "learner_timeout entropy_cost baseline_cost learning_rate momentum seed"
+        "virtual_batch_size learner_timeout eval_interval_frames entropy_cost "
+        "baseline_cost learning_rate momentum seed"
     )
     for name in not_negative.split():
         if getattr(config, name) < 0:
             raise UserError(f"--{name} must not be negative, and is {getattr(config, name)}")
-    for name in ("discounting", "decay"):
+    for name in ("discounting", "decay", "vtrace_lambda"):
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"--{name} must be between 0 and 1, not {getattr(config, name)}")
+    if config.virtual_batch_size % config.batch_size:
+        raise UserError(
+            f"--virtual_batch_size={config.virtual_batch_size} is no multiple of "
+            f"--batch_size={config.batch_size}"
+        )
+    if config.virtual_batch_size > config.batch_size and config.batch_reuse > 1:
+        raise UserError(
+            "--batch_reuse needs a batch at hand, and --virtual_batch_size lets each go before "
+            "its step: give one of them, or a larger --batch_size"
+        )
     parse_address(config.learner_host, "--learner_host")
     for address in config.actors:
         parse_address(address, "--actor_hosts")
+    if config.relay:
+        path = os.path.expanduser(config.relay.removeprefix("ipc://"))
+        if not config.relay.startswith("ipc://") or not path:
+            raise UserError(f"--relay must be ipc:// and a path, not '{config.relay}'")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise UserError(
+                f"--relay={config.relay}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes"
+            )
     if config.task < -1:
         raise UserError(f"--task must be -1 (train locally) or more, not {config.task}")
+    _check_evaluation(config)
     if config.job_name == "actor":
         if config.task == -1:
             raise UserError(
@@ -342,6 +526,22 @@ def check(config: Config) -> None:
                 f"--task={config.task} is outside --actor_hosts, which names "
                 f"{len(config.actors)} actor(s): 0 to {len(config.actors) - 1}"
             )
+
+
+def _check_evaluation(config: Config) -> None:
+    if config.mode != "test":
+        for name in TEST_ONLY:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"--{name} is of --mode=test")
+    if config.checkpoint and config.levels:
+        raise UserError("--checkpoint is of one level, and --levels finds them itself: give one")
+    if config.record_margin and not (config.record or config.render):
+        raise UserError("--record_margin needs --record or --render: it is under their pictures")
+    if config.job_name == "evaluator":
+        if not config.logdir:
+            raise UserError("--job_name=evaluator needs --logdir: the directory for its results")
+        if not config.eval_interval_frames:
+            raise UserError("--job_name=evaluator needs --eval_interval_frames")
 
 
 def parse_address(address: str, source: str) -> tuple[str, int]:
@@ -357,10 +557,15 @@ def parse_address(address: str, source: str) -> tuple[str, int]:
 def to_argv(config: Config, only_changed: bool = True, **overrides: Any) -> list[str]:
     """The flags of ``config`` as a command line; ``experiment.py`` reads it back to the same."""
     changed = config.replace(**overrides)
+    # What the reader would choose otherwise where it is not given.
+    chosen = {*overrides, *PRESETS[changed.preset]}
+    if changed.batch_size >= LARGE_ENVS:
+        chosen.add("num_envs")
     argv = []
     for field in dataclasses.fields(Config):
         value = getattr(changed, field.name)
-        if only_changed and value == field.default and field.name not in overrides:
+        needed = field.name in chosen
+        if only_changed and value == field.default and not needed:
             continue
         if isinstance(value, bool):
             argv.append(f"--{field.name}" if value else f"--no{field.name}")

@@ -14,13 +14,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from impala_torch import __version__, agents, devices, environments, losses, optimizers, rundir
+from impala_torch import (
+    __version__,
+    agents,
+    devices,
+    environments,
+    losses,
+    memory,
+    optimizers,
+    rundir,
+)
 from impala_torch.actor import run_spec_of
 from impala_torch.agents import precision, weights
 from impala_torch.config import PER_PROCESS, Config, UserError, to_dict
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import Batch, BatchQueue
 from impala_torch.endpoint.server import EndpointServer
+from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.group import Group
 from impala_torch.progress import Progress
 from impala_torch.stacking import stack_frames
@@ -61,6 +71,7 @@ class Learner:
         self.config, self.group, self.logdir = config, group, logdir
         self.device = devices.choose(config.device, group.local_rank)
         group.check_device(self.device)
+        memory.keep_freed()
         threads = config.learner_threads or max(1, (os.cpu_count() or 1) // group.local_size)
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
@@ -82,12 +93,16 @@ class Learner:
         )
         self.state = TrainingState(self.agent, optimizer)
         self.state.restore(logdir, config, group)
-        self.optimizer = group.distributed(optimizer, self.agent.named_parameters())
+        self.optimizer = group.distributed(
+            optimizer, self.agent.named_parameters(), config.batches_per_step
+        )
         self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack
         self.spec = run_spec_of(config, self.agent)
         repeats = self.spec.num_action_repeats
-        self.frames_per_update = group.size * config.batch_size * config.unroll_length * repeats
+        self.frames_per_batch = group.size * config.batch_size * config.unroll_length * repeats
+        self._backwards = 0  # since the last step
+        self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(
             self.spec,
             config.batch_size,
@@ -101,6 +116,7 @@ class Learner:
             weights.layout(self.agent),
             self.batches,
             num_actors=len(config.actors),
+            weights_dtype=config.weights_precision,
             worker_set=group.rank,
             run_id=logdir.name,
             keys=curve.for_address(config.learner_host, config.key_file),
@@ -132,27 +148,39 @@ class Learner:
                 progress.write(self.learning_rate)
             finally:  # after the last numbers, whose games it counts, but whatever becomes of them
                 progress.save()
+            progress.end()
             if failure is not None:
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
             if self.state.frames < self.config.total_environment_frames and agreed.failed:
                 raise RuntimeError("another learner failed: see its log")
 
     def update(self, batch: Batch, progress: Progress) -> None:
-        """One update of all ranks with a batch each."""
+        """What all ranks do with a batch each: add its gradient up, and step where that is due."""
         unroll = self._to_device(batch.tensors)
-        learner_outputs = self.forward(unroll)
-        loss, metrics = losses.impala_loss(learner_outputs, unroll, self.config)
-        self.optimizer.zero_grad()
-        loss.backward()
+        for _ in range(self.config.batch_reuse):
+            loss, metrics = losses.impala_loss(self.forward(unroll), unroll, self.config)
+            if self._backwards == 0:
+                self.optimizer.zero_grad()
+            loss.backward()
+            self._backwards += 1
+            self._metrics = losses.add_metrics(self._metrics, metrics, self._backwards)
+            if self._backwards == self.config.batches_per_step:
+                progress.stepped(self._metrics, self._step())
+                self._backwards = 0
+        if self._backwards == 0:
+            self.state.frames += self.frames_per_batch * self.config.batches_per_step
+            self._publish()
+        progress.learned_from(batch)
+        if self.device.type == "cuda":  # nothing reads the batch's buffers any more
+            torch.cuda.current_stream().synchronize()
+        self.batches.recycle(batch)
+
+    def _step(self) -> torch.Tensor | None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         norm = self.group.step(self.optimizer, self.parameters, self.config.gradients_clipping)
         self.state.updates += 1
-        self.state.frames += self.frames_per_update
-        self._publish()
-        progress.update(metrics, norm, batch)
-        # Publishing waited for the device, so nothing reads the batch's buffers any more.
-        self.batches.recycle(batch)
+        return norm
 
     def forward(self, unroll: Unroll) -> Any:
         """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0."""
@@ -228,8 +256,8 @@ class Learner:
     # --- weights and batches ---
 
     def _publish(self) -> None:
-        flat = weights.flatten(self.agent)
-        self.endpoint.publish(self.state.updates, flat.numpy())
+        packed = weights.pack(self.agent, self.config.weights_precision)
+        self.endpoint.publish(self.state.updates, packed, self.state.frames)
 
     def _make_batch(self) -> Batch:
         pin = self.device.type == "cuda"
@@ -261,10 +289,13 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
         logdir = _agree_on_logdir(config, group)
         log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
         learner = Learner(config, group, logdir)
-        try:
-            learner.train(should_stop)
-        finally:
-            learner.close()
+        if group.rank > 0:
+            config = config.replace(eval_interval_frames=0)  # one evaluator is enough
+        with EvaluationProcess(config, logdir, should_stop) as evaluation:
+            try:
+                learner.train(evaluation.should_stop)
+            finally:
+                learner.close()
     except UserError as error:
         log.error("error: %s", error)
         code = 2
@@ -290,5 +321,8 @@ def _agree_on_logdir(config: Config, group: Group) -> pathlib.Path:
     if problem:
         raise UserError(problem)
     logdir = pathlib.Path(chosen)
-    rundir.log_to(logdir / "workers" / f"learner-{group.rank}-{max(config.task, 0)}.log")
+    try:
+        rundir.log_to(logdir / "workers" / f"learner-{group.rank}-{max(config.task, 0)}.log")
+    except OSError as error:  # of another host, where rank 0's directory cannot be
+        log.warning("learner %d keeps no log of its own: %s", group.rank, error)
     return logdir

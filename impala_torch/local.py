@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from impala_torch import config as config_lib
 from impala_torch import processes
 from impala_torch.config import Config
+from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.group import Group
 from impala_torch.learner import Learner
 
@@ -50,18 +51,19 @@ def run(
     )
     learner = Learner(config, Group(), logdir)
     actors: list[subprocess.Popen] = []
-    try:
-        for task in range(num_actors):
-            flags = config_lib.to_argv(config, job_name="actor", task=task)
-            path = logdir / "workers" / f"actor-0-{task}.log"
-            actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))
-        log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")
-        watch = _Watch(actors, logdir)
-        learner.train(lambda: should_stop() or watch.failed())
-        watch.check()
-    finally:
-        learner.close()
-        processes.end(actors, _END_SECS)
+    with EvaluationProcess(config, logdir, should_stop) as evaluation:
+        try:
+            for task in range(num_actors):
+                flags = config_lib.to_argv(config, job_name="actor", task=task)
+                path = logdir / "workers" / f"actor-0-{task}.log"
+                actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))
+            log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")
+            watch = _Watch(actors, logdir)
+            learner.train(lambda: evaluation.should_stop() or watch.failed())
+            watch.check()
+        finally:
+            learner.close()
+            processes.end(actors, _END_SECS)
 
 
 class _Watch:

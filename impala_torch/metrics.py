@@ -36,6 +36,7 @@ COLUMNS = (
     "queue_batches",
     "batch_wait_share",  # share of the time that the learner waited for data
     "actors",
+    "allreduce_share",  # share of the time between waits that went into averaging gradients
 )
 
 
@@ -57,7 +58,9 @@ class RunLog:
         path = logdir / "metrics.csv"
         fresh = not path.exists() or path.stat().st_size == 0
         self._file = open(path, "a", newline="")  # noqa: SIM115 (closed by close)
-        self._csv = csv.DictWriter(self._file, COLUMNS, restval="", extrasaction="ignore")
+        # A run that goes on keeps the columns that its file has.
+        columns = COLUMNS if fresh else path.read_text().splitlines()[0].split(",")
+        self._csv = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
         if fresh:
             self._csv.writeheader()
         self._hours_before = hours

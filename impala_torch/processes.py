@@ -67,13 +67,16 @@ def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
 
 
 class StopRequest:
-    """Turns SIGINT, SIGTERM, SIGHUP into a question that a loop asks: ``requested()``."""
+    """Turns signals into a question that a loop asks: ``requested()``.
+
+    They are SIGINT, SIGTERM, SIGHUP, and SIGUSR1: the one that mpirun passes on at once.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
 
     def install(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._handle)
         return self
 

@@ -4,11 +4,10 @@ import json
 import logging
 import os
 import pathlib
-import sys
+import socket
+import subprocess
 
-import torch
-
-from impala_torch import __version__, checkpoint
+from impala_torch import checkpoint, protocol, wandb_log
 from impala_torch.config import Config, UserError, default_logdir, to_dict
 
 
@@ -17,14 +16,16 @@ def prepare(config: Config) -> pathlib.Path:
     of ``logs``.
 
     Raises:
-      UserError: it cannot be made or written to.
+      UserError: it cannot be made or written to, or --with_wandb cannot be had.
     """
+    wandb_log.check(config)
     logdir = pathlib.Path(config.logdir or default_logdir(config.level_name)).absolute()
     description = {
         "flags": dict(to_dict(config)),
-        "impala_torch": __version__,
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
+        "versions": protocol.versions(),
+        "git_commit": _git_commit(),
+        "host": socket.gethostname(),
+        "hardware": protocol.hardware(),
     }
     try:
         (logdir / "workers").mkdir(parents=True, exist_ok=True)
@@ -36,6 +37,19 @@ def prepare(config: Config) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"--logdir={logdir} cannot be written to: {error.strerror}") from error
     return logdir
+
+
+def _git_commit() -> str:
+    """Of this program's checkout, with a + where files were changed; empty if it is none."""
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return ""
+    if commit.returncode:
+        return ""
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
 def log_to(path: pathlib.Path) -> None:

@@ -3,9 +3,11 @@
 import contextlib
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -68,6 +70,17 @@ def start():
             return process
 
         yield launch
+
+
+@pytest.fixture
+def tmux_env():
+    """Environment with a home and a tmux server of the test's own."""
+    directory = tempfile.mkdtemp(prefix="t", dir="/tmp")  # a socket's path must be short
+    env = {key: value for key, value in os.environ.items() if key != "TMUX"}
+    env["TMUX_TMPDIR"] = env["HOME"] = directory
+    yield env
+    subprocess.run(["tmux", "kill-server"], env=env, capture_output=True, check=False)
+    shutil.rmtree(directory)
 
 
 def _end(process: subprocess.Popen) -> None:

@@ -188,3 +188,28 @@ def test_weights_and_gradients_are_contiguous_as_horovod_wants_them(name):
     for key, param in agent.named_parameters():
         assert param.is_contiguous(), key
         assert param.grad is None or param.grad.is_contiguous(), key
+
+
+def test_the_lstm_over_an_unroll_is_torchs_cell_row_by_row():
+    torch.manual_seed(4)
+    agent = make_agent("MLPLSTMAgent", EnvironmentSpec(ObservationSpec((3,), "float32", 1), 2))
+    rows, batch = 7, 5
+    features = torch.randn(rows, batch, agent.core.input_size)
+    done = torch.rand(rows, batch) < 0.3
+    hidden, cell = torch.randn(2, batch, 256).unbind()
+    outputs, state = agent._unroll(features, done, torch.cat([hidden, cell], dim=1))
+    for row in range(rows):
+        keep = (~done[row]).float().unsqueeze(1)
+        hidden, cell = agent.core(features[row], (hidden * keep, cell * keep))
+        torch.testing.assert_close(outputs[row], hidden, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(state, torch.cat([hidden, cell], dim=1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ShallowConvNetAgent", "SimpleConvNetAgent"])
+def test_features_of_a_new_network_are_as_large_as_what_stands_beside_them(name):
+    torch.manual_seed(5)
+    agent = make_agent(name, EnvironmentSpec(ObservationSpec((84, 84), "uint8", 4), 6))
+    pixels = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8)
+    with torch.no_grad():
+        size = agent._features(pixels).square().mean().sqrt()
+    assert 0.1 < size < 2

@@ -2,7 +2,9 @@
 
 import dataclasses
 import datetime
+import json
 import math
+import re
 import subprocess
 import sys
 
@@ -13,6 +15,7 @@ from absl import flags
 
 from impala_torch import config as config_lib
 from impala_torch.config import Config, UserError
+from impala_torch.presets import PRESETS
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
@@ -83,7 +86,7 @@ def test_ways_to_write_a_flag(argv, name, value):
         (["--batch_size=four"], ["batch_size", "four"]),
         (["--batch_size=0"], ["--batch_size", "more than 0"]),
         (["--batch_size"], ["batch_size"]),
-        (["--mode=play"], ["--mode", "train|test"]),
+        (["--mode=play"], ["--mode", "train|test|sample"]),
         (["--reward_clipping=some"], ["reward_clipping", "soft_asymmetric"]),
         (["--noepisodic_life=3"], ["noepisodic_life"]),
         (["--episodic_life=maybe"], ["episodic_life", "maybe"]),
@@ -169,3 +172,66 @@ def test_the_flags_load_neither_torch_nor_environments():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def written(tmp_path, **flag_values):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"flags": {**config_lib.to_dict(Config()), **flag_values}}))
+    return path
+
+
+def test_a_preset_stands_in_for_defaults_and_given_flags_go_before_it():
+    values = PRESETS["atari_fast"]
+    config = read(["--preset=atari_fast", "--unroll_length=100", "--num_envs=16"])
+    assert (config.unroll_length, config.num_envs) == (100, 16)
+    for name in set(values) - {"unroll_length", "num_envs"}:
+        assert getattr(config, name) == values[name], name
+    # 100 and 16 are defaults; the next process must not take the preset's in their place.
+    assert read(config_lib.to_argv(config)) == config
+
+
+def test_large_batches_have_large_actors_unless_told_otherwise():
+    assert read([]).num_envs == read(["--batch_size=31"]).num_envs == 16
+    assert read(["--batch_size=32"]).num_envs == 32
+    told = read(["--batch_size=32", "--num_envs=16"])
+    assert told.num_envs == 16
+    assert read(config_lib.to_argv(told)) == told
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none"}))
+def test_a_preset_holds_known_flags_of_the_right_types(name):
+    for flag, value in PRESETS[name].items():
+        assert type(value) is type(FIELDS[flag].default), flag
+    config_lib.check(read([f"--preset={name}"]))
+
+
+def test_a_runs_config_starts_the_same_again_in_a_new_place(tmp_path):
+    path = written(tmp_path, seed=7, momentum=0.5, logdir="/old", task=3, key_file="k")
+    config = read([f"--config={path}", "--batch_size=9"])
+    assert config == Config(seed=7, momentum=0.5, batch_size=9)
+    assert read([f"--config={written(tmp_path, learning_rate=1)}"]).learning_rate == 1.0
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no json", "is not the config.json of a run"),
+        ("[]", "is not the config.json of a run"),
+        ('{"flags": 3}', "is not the config.json of a run"),
+        ('{"flags": {"seed": "x"}}', "its seed is 'x'"),
+        ('{"flags": {"precision": "float8"}}', "its precision is 'float8'"),
+        ('{"flags": {"batch_size": 0}}', "--batch_size must be more than 0"),
+    ],
+)
+def test_a_file_that_is_no_config_is_told(tmp_path, content, words):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=re.escape(words)):
+        read([f"--config={path}"])
+
+
+def test_config_and_preset_together_and_a_missing_file_are_told(tmp_path):
+    with pytest.raises(UserError, match="both choose the flags"):
+        read([f"--config={written(tmp_path)}", "--preset=atari_fast"])
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read(["--config=/none/config.json"])

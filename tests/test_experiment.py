@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from impala_torch import checkpoint
 from tests.conftest import ROOT
@@ -92,6 +93,24 @@ def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path
     assert max(int(row["actors"]) for row in rows) == 2
     assert "frames/s" in first.stderr
     assert "left 0:00:00" in first.stderr
+    card = json.loads((logdir / "results.json").read_text())
+    assert (card["environment_frames"], card["games"]) == (frames, int(last["games"]))
+    assert card["raw_return"]["last"] == pytest.approx(float(last["episode_raw_return"]))
+    assert "trained" in first.stderr.split("results (")[1]
+    description = json.loads((logdir / "config.json").read_text())
+    assert description["versions"]["torch"] == torch.__version__
+    assert len(description["git_commit"].rstrip("+")) in (0, 40)
+    assert description["host"]
+    assert description["hardware"]["cores"] >= 1
+
+    same = tmp_path / "same"
+    again = [f"--config={logdir / 'config.json'}", f"--logdir={same}", "--quiet"]
+    repeated = run_python("experiment.py", *again)
+    assert (repeated.returncode, repeated.stderr) == (0, "")
+    same_flags = json.loads((same / "config.json").read_text())["flags"]
+    changed = {"logdir": str(same), "quiet": True}
+    assert same_flags == description["flags"] | changed
+    assert "frames/s" in (same / "workers" / "learner-0-0.log").read_text()
 
     second = run_python("experiment.py", *flags, "--total_environment_frames=60000")
     assert second.returncode == 0, second.stderr
@@ -207,7 +226,7 @@ def test_one_learner_by_hand_and_actors_that_do_not_fit(start, run_python, free_
     wrong = run_python(
         *("experiment.py", "--job_name=actor", "--task=0", *flags, "--unroll_length=30")
     )
-    assert wrong.returncode == 1
+    assert wrong.returncode == 2
     assert "its unroll_length is 30, the learner's 20" in wrong.stderr
     actor = start([sys.executable, "experiment.py", "--job_name=actor", "--task=1", *flags])
     wait_until(lambda: has_frames(logdir))

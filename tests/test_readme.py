@@ -7,15 +7,21 @@ import pytest
 from absl import flags
 
 from frontend import flags as frontend_flags
-from impala_torch import config
+from frontend import plan
+from impala_torch import config, tb
 from impala_torch.agents import ZOO
+from impala_torch.plot import __main__ as plot
+from impala_torch.runner import __main__ as runner
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "sandbox").glob("*.md"))]
 
 
-@pytest.mark.parametrize("field", dataclasses.fields(config.Config), ids=lambda field: field.name)
+FIELDS = (*dataclasses.fields(config.Config), *dataclasses.fields(frontend_flags.Options))
+
+
+@pytest.mark.parametrize("field", FIELDS, ids=lambda field: field.name)
 def test_each_flag_is_in_the_readme_with_its_help(field):
     row = next(line for line in README.splitlines() if line.startswith(f"| `--{field.name}` |"))
     text = field.metadata["help"].replace("<", "&lt;").replace(">", "&gt;")
@@ -35,8 +41,22 @@ def test_documents_name_only_flags_and_files_that_exist(path):
     if "workers_csv_path" not in flags.FLAGS:
         frontend_flags.define_flags()
         known |= set(flags.FLAGS)
+    for parser in (runner.parser(), plan.parser(), plot.parser(), tb.parser()):
+        known |= {word.lstrip("-") for one in parser._actions for word in one.option_strings}
     # Of mpirun, make, pip and the like.
-    others = {"allow-run-as-root", "mca", "helpfull", "logdir"}
+    others = {
+        "allow-run-as-root",
+        "mca",
+        "helpfull",
+        "logdir",
+        "mpi",
+        "prefix",
+        "secs",
+        "senders",
+        "quick",
+        "simulate",
+        "only",
+    }
     text = path.read_text()
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):
         assert name in known | others, f"--{name}"

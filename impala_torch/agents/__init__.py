@@ -1,7 +1,8 @@
-"""The agent zoo: one file a family, ``make_agent(name, spec)``."""
+"""The agent zoo, one file a family, and the user's own agents: ``make_agent(name, spec)``."""
 
 import torch
 
+from impala_torch.agents import custom
 from impala_torch.agents.base import Agent, image_shape
 from impala_torch.agents.mlp import MLPAgent, MLPLSTMAgent
 from impala_torch.agents.resnet import ResNetAgent, ResNetLSTMAgent
@@ -27,18 +28,29 @@ ZOO: dict[str, type[Agent]] = {
 
 
 def agent_factory(name: str) -> type[Agent]:
-    """Raises UserError, listing the zoo, for a name that is not in it."""
+    """The class of a name: of the zoo, or ``mypackage.mymodule:MyAgent``.
+
+    Raises:
+      UserError: it is not in the zoo, which is listed, or there is no such class.
+    """
+    if ":" in name:
+        return custom.find(name)
     if name not in ZOO:
-        raise UserError(f"--agent_name={name} is not in the zoo: {', '.join(ZOO)}")
+        raise UserError(
+            f"--agent_name={name} is not in the zoo: {', '.join(ZOO)}; an agent of your own is "
+            f"{custom.FORM}"
+        )
     return ZOO[name]
 
 
 def make_agent(name: str, spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> Agent:
-    """An agent of the zoo for a level, on the CPU.
+    """An agent for a level, on the CPU.
 
     Raises:
       UserError: the name is unknown, or the agent does not fit the level's observation.
     """
+    if ":" in name:
+        return custom.make(name, spec, dtype)
     factory = agent_factory(name)
     image = len(spec.observation.shape) > 1
     if factory.image != image:

@@ -17,7 +17,7 @@ class MLPAgent(Agent):
         self.torso = nn.Sequential(
             nn.Linear(spec.observation.shape[0], 128), nn.Tanh(), nn.Linear(128, 128), nn.Tanh()
         )
-        self._finish(128)
+        self.add_heads(128)
 
 
 class MLPLSTMAgent(MLPAgent):

@@ -39,7 +39,7 @@ class ResNetAgent(Agent):
             channels = width
         sections = Flat([*layers, nn.ReLU(inplace=True)], shape)
         self.torso = nn.Sequential(sections, nn.Linear(sections.size, 256), nn.ReLU(inplace=True))
-        self._finish(256)
+        self.add_heads(256)
 
 
 class ResNetLSTMAgent(ResNetAgent):

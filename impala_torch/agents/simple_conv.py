@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from impala_torch.agents.base import Agent, Flat, PixelConv2d, image_shape
+from impala_torch.agents.base import Agent, Flat, PixelConv2d, image_shape, init_orthogonal
 from impala_torch.structures import EnvironmentSpec
 
 
@@ -27,4 +27,5 @@ class SimpleConvNetAgent(Agent):
         self.torso = nn.Sequential(
             convolutions, nn.Linear(convolutions.size, 512), nn.ReLU(inplace=True)
         )
-        self._finish(512)
+        init_orthogonal(self.torso)
+        self.add_heads(512)

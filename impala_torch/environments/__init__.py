@@ -1,13 +1,16 @@
 """Level name -> E environments with one interface; one module a family.
 
 A family has ``matches(level_name)``, ``environment_spec(level_name, width=, height=)``,
-``DEFAULT_REPEATS`` and an ``Environment``; ``_FAMILIES`` is asked in order.
+``rules(level_name, ...)``, ``DEFAULT_REPEATS`` and an ``Environment``; ``_FAMILIES`` is asked in
+order.
 """
 
 from types import ModuleType
+from typing import Any
 
 from impala_torch.environments import atari, gymnasium_envs
-from impala_torch.environments.base import Environment
+from impala_torch.environments.atari_screen import AtariScreen
+from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.structures import EnvironmentSpec
 
 _FAMILIES: list[tuple[ModuleType, type[Environment]]] = [
@@ -52,6 +55,56 @@ def make_environment(
         episodic_life=episodic_life,
         num_threads=num_threads,
     )  # type: ignore[call-arg]
+
+
+def make_watched(
+    level_name: str,
+    seed: int,
+    on_frame: OnFrame,
+    *,
+    width: int = 84,
+    height: int = 84,
+    num_action_repeats: int = 0,
+) -> Environment:
+    """One environment of a level that plays whole games, every frame of which can be seen.
+
+    It plays as the one of ``make_environment`` with the same seed, and has ``frames_per_sec``.
+
+    Args:
+      on_frame: called with each frame's picture, [H, W, 3] uint8, and its reward.
+      For the others see ``make_environment``.
+
+    Raises:
+      UserError: as ``make_environment``, or the level has no pictures.
+    """
+    repeats = action_repeats(level_name, num_action_repeats)
+    size: dict[str, Any] = {"width": width, "height": height, "num_action_repeats": repeats}
+    if is_atari(level_name):
+        return AtariScreen(level_name, seed, on_frame, **size)
+    return gymnasium_envs.GymnasiumEnvironment(level_name, 1, seed, on_frame=on_frame, **size)
+
+
+def is_atari(level_name: str) -> bool:
+    """Whether a level is of one of Atari's families."""
+    return atari.matches(level_name)
+
+
+def rules(
+    level_name: str,
+    *,
+    width: int,
+    height: int,
+    num_action_repeats: int = 0,
+    episodic_life: bool = True,
+) -> dict[str, Any]:
+    """The rules by which a level is played, as plain values by name. Arguments as above."""
+    return _family(level_name)[0].rules(
+        level_name,
+        width=width,
+        height=height,
+        num_action_repeats=action_repeats(level_name, num_action_repeats),
+        episodic_life=episodic_life,
+    )
 
 
 def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:

@@ -13,6 +13,7 @@ and the same game goes on.
 
 import difflib
 import re
+from typing import Any
 
 import ale_py
 import numpy as np
@@ -28,6 +29,7 @@ from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 STACK = 4
 DEFAULT_REPEATS = 4
 MAX_FRAMES = 108_000
+NOOP_MAX = 30
 _STICKY = 0.25
 
 # ALE prints a page about each game it loads.
@@ -45,9 +47,41 @@ def matches(level_name: str) -> bool:
 def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:
     """Raises UserError for a game that does not exist."""
     ale = ale_py.ALEInterface()
-    ale.loadROM(str(roms.get_rom_path(_rom(level_name))))
+    ale.loadROM(str(roms.get_rom_path(rom_of(level_name))))
     actions = len(ale.getMinimalActionSet())
     return EnvironmentSpec(ObservationSpec((height, width), "uint8", STACK), actions)
+
+
+def rules(
+    level_name: str, *, width: int, height: int, num_action_repeats: int, episodic_life: bool
+) -> dict[str, Any]:
+    """The rules of play, as plain values by name; see ``impala_torch.protocol``."""
+    spec = environment_spec(level_name, width=width, height=height)
+    return {
+        "sticky_actions": sticky_actions(level_name),
+        "noop_max": NOOP_MAX,
+        "life_loss_ends_episode": episodic_life,
+        "action_set": "minimal",
+        "num_actions": spec.num_actions,
+        "frame_skip": num_action_repeats,
+        "max_frames": MAX_FRAMES,
+        "frame_size": f"{width}x{height}",
+        "frame_stack": STACK,
+        "preprocessing": (
+            f"grayscale{', maximum of the last 2 frames' if num_action_repeats > 1 else ''}, area "
+            "interpolation, FIRE at the start where it is an action"
+        ),
+    }
+
+
+def sticky_actions(level_name: str) -> float:
+    """The probability that the game takes the action before once more, at each frame."""
+    return _STICKY if _ALE.fullmatch(level_name) else 0.0
+
+
+def seeds_of(seed: int, num_envs: int) -> np.ndarray:
+    """The seed of each of E games, [E] int64 of up to 31 bits."""
+    return np.random.SeedSequence(seed).generate_state(num_envs).astype(np.int64) >> 1
 
 
 class AtariEnvironment(Environment):
@@ -65,7 +99,7 @@ class AtariEnvironment(Environment):
         episodic_life: bool = True,
         num_threads: int = 1,
         max_frames: int = MAX_FRAMES,
-        noop_max: int = 30,
+        noop_max: int = NOOP_MAX,
     ) -> None:
         """
         Args:
@@ -79,11 +113,11 @@ class AtariEnvironment(Environment):
         self.spec = environment_spec(level_name, width=width, height=height)
         self.num_envs = num_envs
         self._env = AtariVectorEnv(
-            _rom(level_name),
+            rom_of(level_name),
             num_envs,
             num_threads=min(num_threads, num_envs),
             max_num_frames_per_episode=max_frames,
-            repeat_action_probability=_STICKY if _ALE.fullmatch(level_name) else 0.0,
+            repeat_action_probability=sticky_actions(level_name),
             full_action_space=False,
             autoreset_mode=AutoresetMode.SAME_STEP,
             img_height=height,
@@ -100,7 +134,7 @@ class AtariEnvironment(Environment):
             reward_clipping=False,
             use_fire_reset=True,
         )
-        self._seeds = np.random.SeedSequence(seed).generate_state(num_envs).astype(np.int64) >> 1
+        self._seeds = seeds_of(seed, num_envs)
         self._tracker = EpisodeTracker(num_envs, num_action_repeats)
         self._frame_number = np.zeros(num_envs, np.int64)
 
@@ -132,7 +166,8 @@ class AtariEnvironment(Environment):
         self._env.close()
 
 
-def _rom(level_name: str) -> str:
+def rom_of(level_name: str) -> str:
+    """ALE's name of a level's game, as ``space_invaders``. Raises UserError if there is none."""
     match = _CLASSIC.fullmatch(level_name) or _ALE.fullmatch(level_name)
     assert match, level_name
     game = match["game"]

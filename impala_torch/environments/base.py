@@ -1,10 +1,14 @@
 """What every environment is to an actor: E environments stepped together."""
 
 import abc
+from collections.abc import Callable
 
 import numpy as np
 
 from impala_torch.structures import EnvironmentSpec, EnvOutput
+
+# Gets a picture, [H, W, 3] uint8, and the reward that came with it.
+OnFrame = Callable[[np.ndarray, float], None]
 
 
 class Environment(abc.ABC):
@@ -18,6 +22,7 @@ class Environment(abc.ABC):
 
     spec: EnvironmentSpec
     num_envs: int
+    frames_per_sec: float = 60.0  # at which pictures of it play in real time
 
     @abc.abstractmethod
     def reset(self) -> EnvOutput:

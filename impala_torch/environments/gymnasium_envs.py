@@ -1,5 +1,8 @@
 """Any registered gymnasium id with discrete actions and an image or vector observation.
 
+``mypackage.mymodule:MyEnv-v0`` imports the module, which registers the id, first; in every process
+that makes one.
+
 Images (uint8, [H, W], [H, W, 1] or [H, W, 3]) are resized to --height x --width and come channels
 first, without stacking; vectors come as float32.
 """
@@ -13,12 +16,14 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from impala_torch import plugins
 from impala_torch.config import UserError
-from impala_torch.environments.base import Environment
+from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 
 DEFAULT_REPEATS = 1
+_FRAMES_PER_SEC = 30  # of pictures whose environment does not say it
 
 
 def matches(level_name: str) -> bool:
@@ -35,6 +40,27 @@ def environment_spec(level_name: str, *, width: int, height: int) -> Environment
         env.close()
 
 
+def rules(
+    level_name: str, *, width: int, height: int, num_action_repeats: int, episodic_life: bool
+) -> dict[str, Any]:
+    """The rules of play, as plain values by name; ``episodic_life`` means nothing here."""
+    env = _make(level_name)
+    try:
+        spec = _spec_of(level_name, env, width, height)
+        limit = env.spec.max_episode_steps if env.spec is not None else None
+    finally:
+        env.close()
+    image = spec.observation.dtype == "uint8"
+    return {
+        "num_actions": spec.num_actions,
+        "frame_skip": num_action_repeats,
+        "max_frames": limit,
+        "frame_size": f"{width}x{height}" if image else None,
+        "frame_stack": spec.observation.stack,
+        "preprocessing": "area interpolation" if image else "none",
+    }
+
+
 class GymnasiumEnvironment(Environment):
     """E environments of one id, stepped one after the other."""
 
@@ -49,16 +75,25 @@ class GymnasiumEnvironment(Environment):
         num_action_repeats: int = DEFAULT_REPEATS,
         episodic_life: bool = True,
         num_threads: int = 1,
+        on_frame: OnFrame | None = None,
     ) -> None:
-        """``episodic_life`` and ``num_threads`` mean nothing here; see ``atari`` for the rest."""
+        """``episodic_life`` and ``num_threads`` mean nothing here; see ``atari`` for the rest.
+
+        Args:
+          on_frame: called with the picture after each of the environment's own steps.
+
+        Raises:
+          UserError: the level is unknown or not supported, or has no picture for ``on_frame``.
+        """
         self.spec = environment_spec(level_name, width=width, height=height)
         self.num_envs = num_envs
 
         def make() -> gymnasium.Env:
-            env = _make(level_name)
+            env = _make(level_name) if on_frame is None else _make_watched(level_name, on_frame)
             return ActionRepeat(env, num_action_repeats) if num_action_repeats > 1 else env
 
         self._env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        self.frames_per_sec = float(self._env.metadata.get("render_fps") or _FRAMES_PER_SEC)
         self._seeds: list[int | None] = [
             int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)
         ]
@@ -124,10 +159,51 @@ class ActionRepeat(gymnasium.Wrapper):
         return observation, total, terminated, truncated, info
 
 
-def _make(level_name: str) -> gymnasium.Env:
+class Watched(gymnasium.Wrapper):
+    """Hands each step's picture and reward on."""
+
+    def __init__(self, env: gymnasium.Env, level_name: str, on_frame: OnFrame) -> None:
+        super().__init__(env)
+        self._level_name, self._on_frame = level_name, on_frame
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        try:
+            picture: Any = self.env.render()
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise UserError(
+                f"--level_name={self._level_name} needs a package for its pictures that is not "
+                f"installed: {error}"
+            ) from error
+        self._on_frame(picture, float(reward))
+        return observation, float(reward), terminated, truncated, info
+
+
+def _make_watched(level_name: str, on_frame: OnFrame) -> gymnasium.Env:
+    plain = _make(level_name)
+    modes = plain.metadata.get("render_modes") or []
+    plain.close()
+    if "rgb_array" not in modes:
+        raise UserError(
+            f"--level_name={level_name} has no pictures to show or record: its render_modes "
+            f"({', '.join(modes) or 'none'}) lack rgb_array"
+        )
+    return Watched(_make(level_name, render_mode="rgb_array"), level_name, on_frame)
+
+
+def _make(level_name: str, **options: Any) -> gymnasium.Env:
+    if ":" not in level_name:
+        return _make_registered(level_name, **options)
+    plugins.split("level_name", level_name, "mypackage.mymodule:MyEnv-v0")
+    plugins.import_module("level_name", level_name)
+    with plugins.told("level_name", level_name, "cannot be made"):
+        return _make_registered(level_name, **options)
+
+
+def _make_registered(level_name: str, **options: Any) -> gymnasium.Env:
     problem = f"--level_name={level_name}"
     try:
-        return gymnasium.make(level_name)
+        return gymnasium.make(level_name, **options)
     except gymnasium.error.DependencyNotInstalled as error:
         raise UserError(f"{problem} needs a package that is not installed: {error}") from error
     except ModuleNotFoundError as error:
@@ -135,6 +211,12 @@ def _make(level_name: str) -> gymnasium.Env:
     except gymnasium.error.DeprecatedEnv as error:
         raise UserError(f"{problem}: {error}") from error
     except gymnasium.error.UnregisteredEnv as error:
+        module, colon, name = level_name.rpartition(":")
+        if colon:
+            raise UserError(
+                f"{problem}: importing '{module}' registers no '{name}': that module must call "
+                f"gymnasium.register('{name}', ...)"
+            ) from error
         close = difflib.get_close_matches(level_name, gymnasium.registry, n=3)
         hint = f"; did you mean {', '.join(close)}?" if close else ""
         raise UserError(

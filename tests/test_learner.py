@@ -1,0 +1,108 @@
+"""What a learner does with a batch: steps, virtual batches, reuse."""
+
+import numpy as np
+import pytest
+import torch
+
+from impala_torch.agents import weights
+from impala_torch.config import Config, UserError, check
+from impala_torch.group import Group
+from impala_torch.learner import Learner
+from impala_torch.progress import Progress
+from impala_torch.structures import unroll_layout
+
+T = 5
+
+
+@pytest.fixture
+def learner_of(tmp_path, free_port):
+    """Makes learners of CartPole, with flags."""
+    made = []
+
+    def make(**changes) -> tuple[Learner, Progress]:
+        logdir = tmp_path / str(len(made))
+        logdir.mkdir()
+        config = Config(
+            level_name="CartPole-v1",
+            agent_name="MLPAgent",
+            unroll_length=T,
+            learner_host=f"127.0.0.1:{free_port()}",
+            actor_hosts="",
+            epsilon=0.01,
+            gradients_clipping=5.0,
+            logdir=str(logdir),
+            total_environment_frames=1000,
+            **changes,
+        )
+        check(config)
+        learner = Learner(config, Group(), logdir)
+        progress = Progress(
+            config, learner.group, learner.state, learner.endpoint, learner.batches, logdir
+        )
+        made.append((learner, progress))
+        return learner, progress
+
+    yield make
+    for learner, progress in made:
+        progress.__exit__(None, None, None)
+        learner.close()
+
+
+def fill(learner: Learner, columns: slice = slice(None), seed: int = 3):
+    """A batch with those columns of a random unroll of 4."""
+    batch = learner._make_batch()
+    rng = np.random.default_rng(seed)
+    for name, (before, after, dtype) in unroll_layout(learner.spec.environment, T, 0).items():
+        shape = (*before, 4, *after)
+        whole = rng.normal(size=shape) if dtype == "float32" else rng.integers(0, 2, shape)
+        part = whole[:, columns] if before else whole[columns]
+        getattr(batch.arrays, name)[...] = 0 if name == "weights_version" else part
+    return batch
+
+
+def flat(learner: Learner) -> torch.Tensor:
+    return weights.flatten(learner.agent)
+
+
+def test_a_virtual_batch_is_exactly_one_large_batch(learner_of):
+    whole, whole_progress = learner_of(batch_size=4)
+    parts, parts_progress = learner_of(batch_size=2, virtual_batch_size=4)
+    start = flat(whole)
+    assert torch.equal(start, flat(parts))
+    for seed in (1, 2, 3):
+        whole.update(fill(whole, seed=seed), whole_progress)
+        before = flat(parts)
+        parts.update(fill(parts, slice(0, 2), seed), parts_progress)
+        assert torch.equal(before, flat(parts))  # not before the virtual batch is whole
+        parts.update(fill(parts, slice(2, 4), seed), parts_progress)
+        assert (parts.state.updates, parts.state.frames) == (seed, 4 * T * seed)
+        assert (whole.state.updates, whole.state.frames) == (seed, 4 * T * seed)
+        for name, value in whole_progress._metrics.items():
+            torch.testing.assert_close(parts_progress._metrics[name], value, msg=name)
+        torch.testing.assert_close(parts_progress._norm, whole_progress._norm)
+    torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(flat(whole), start, rtol=1e-3, atol=1e-5)
+
+
+def test_a_reused_batch_is_that_batch_several_times(learner_of):
+    thrice, thrice_progress = learner_of(batch_size=4, batch_reuse=3)
+    single, single_progress = learner_of(batch_size=4, learning_rate=0.00048)
+    thrice.update(fill(thrice), thrice_progress)
+    for _ in range(3):
+        single.state.frames = 0  # the schedule counts frames, not updates
+        single.update(fill(single), single_progress)
+    assert (thrice.state.updates, thrice.state.frames) == (3, 4 * T)
+    assert torch.equal(flat(thrice), flat(single))
+
+
+def test_sizes_that_do_not_fit_are_told():
+    with pytest.raises(UserError, match="virtual_batch_size=5 is no multiple of --batch_size=2"):
+        check(Config(batch_size=2, virtual_batch_size=5))
+    with pytest.raises(UserError, match="batch_reuse needs a batch at hand"):
+        check(Config(batch_size=2, virtual_batch_size=4, batch_reuse=2))
+
+
+def test_a_seed_gives_the_same_initial_weights(learner_of):
+    first, again, other = (learner_of(batch_size=4, seed=seed)[0] for seed in (7, 7, 8))
+    assert torch.equal(flat(first), flat(again))
+    assert not torch.equal(flat(first), flat(other))

@@ -178,13 +178,8 @@ def run(config: Config) -> None:
     Raises:
       UserError, client.Refused, client.LearnerGone: see there.
     """
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
-    threads = config.actor_threads or 1
-    torch.set_num_threads(threads)
-    dtype = precision.resolve(config.precision, "cpu")
-    agent = make_agent(config.agent_name, spec, dtype).for_acting()
+    torch.set_num_threads(config.actor_threads or 1)
+    agent = make_acting_agent(config)
     run_spec = run_spec_of(config, agent)
     client = EndpointClient(
         config.learner_host,
@@ -199,16 +194,7 @@ def run(config: Config) -> None:
         welcome = client.connect()
         log.info("welcomed by the learner at %s (run %s)", config.learner_host, welcome.run_id)
         seeds = seeds_of(config.seed, welcome.worker_set, config.task)
-        environment = environments.make_environment(
-            config.level_name,
-            config.num_envs,
-            seeds.environment,
-            width=config.width,
-            height=config.height,
-            num_action_repeats=config.num_action_repeats,
-            episodic_life=config.episodic_life,
-            num_threads=threads,
-        )
+        environment = environments.make_for(config, seeds.environment)
         try:
             player = Player(agent, environment, seeds.actions)
             _act(client, agent, UnrollCollector(player, config.unroll_length), run_spec)
@@ -234,16 +220,19 @@ def _act(
         client.push(codec.encode(unroll), messages.encode_episodes(collector.episodes))
 
 
+def make_acting_agent(config: Config) -> Agent:
+    """The agent of the flags, for acting on the CPU. Raises UserError where it does not fit."""
+    dtype = precision.resolve(config.precision, "cpu")
+    return make_agent(config.agent_name, environments.spec_for(config), dtype).for_acting()
+
+
 def run_spec_of(config: Config, agent: Agent) -> RunSpec:
     """What a learner and its actors compare; both make it here."""
-    environment = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
     return messages.spec_of(
         config.agent_name,
         config.level_name,
         environments.action_repeats(config.level_name, config.num_action_repeats),
         config.unroll_length,
-        environment,
+        environments.spec_for(config),
         agent.state_size,
     )

@@ -24,8 +24,14 @@ import torch
 
 from impala_torch import agents, environments, losses, network, sample
 from impala_torch import config as config_lib
-from impala_torch.actor import Player, UnrollCollector, run_spec_of, seeds_of
-from impala_torch.agents import precision, weights
+from impala_torch.actor import (
+    Player,
+    UnrollCollector,
+    make_acting_agent,
+    run_spec_of,
+    seeds_of,
+)
+from impala_torch.agents import weights
 from impala_torch.config import Config, UserError
 from impala_torch.endpoint.messages import UnrollCodec
 from impala_torch.group import Group
@@ -46,9 +52,7 @@ def measure(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the level or the agent cannot be.
     """
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
+    spec = environments.spec_for(config)
     agents.make_agent(config.agent_name, spec)  # a mistake in its name is told at once
     count = config.num_actors or os.cpu_count() or 1
     _tell(f"{count} process(es) that only step environments", config)
@@ -88,24 +92,10 @@ def record(config: Config) -> list[bytes]:
 
 def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[], None]]:
     """An actor without a learner: plays and encodes the next unroll; and its end."""
-    threads = config.actor_threads or 1
-    torch.set_num_threads(threads)
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
-    dtype = precision.resolve(config.precision, "cpu")
-    agent = agents.make_agent(config.agent_name, spec, dtype).for_acting()
+    torch.set_num_threads(config.actor_threads or 1)
+    agent = make_acting_agent(config)
     seeds = seeds_of(config.seed, 0, task)
-    environment = environments.make_environment(
-        config.level_name,
-        config.num_envs,
-        seeds.environment,
-        width=config.width,
-        height=config.height,
-        num_action_repeats=config.num_action_repeats,
-        episodic_life=config.episodic_life,
-        num_threads=threads,
-    )
+    environment = environments.make_for(config, seeds.environment)
     collector = UnrollCollector(Player(agent, environment, seeds.actions), config.unroll_length)
     codec = UnrollCodec(run_spec_of(config, agent))
     return lambda: codec.encode(collector.collect(0)), environment.close
@@ -220,9 +210,7 @@ def _backward_secs(learner: Learner) -> float:
 
 def _decoding(config: Config, buffers: list[bytes]) -> float:
     """Agent steps per second from buffers into columns of a batch, in one thread."""
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
+    spec = environments.spec_for(config)
     codec = UnrollCodec(run_spec_of(config, agents.make_agent(config.agent_name, spec)))
     batch = empty_unroll(spec, config.unroll_length, codec.spec.state_size, config.num_envs)
     begun, unrolls = time.perf_counter(), 0

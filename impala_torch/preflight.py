@@ -16,9 +16,7 @@ from impala_torch.config import Config, UserError
 
 def check(config: Config) -> None:
     """Raises UserError for an agent, a level or a checkpoint that does not fit the others."""
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
+    spec = environments.spec_for(config)
     agents.make_agent(config.agent_name, spec)
     logdir = pathlib.Path(config.logdir)
     state = checkpoint.restore(logdir) if config.logdir and logdir.is_dir() else None

@@ -42,7 +42,7 @@ def measure(config: Config) -> Rates:
       UserError: the level cannot be.
     """
     # Here first: a mistake is told once, in words.
-    environments.environment_spec(config.level_name, width=config.width, height=config.height)
+    environments.spec_for(config)
     count = config.num_actors or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(count)
@@ -66,16 +66,7 @@ def measure(config: Config) -> Rates:
 def _sample(config: Config, task: int, together: Any, results: Any) -> None:
     """One process: puts its agent steps per second."""
     seeds = seeds_of(config.seed, 0, task)
-    environment = environments.make_environment(
-        config.level_name,
-        config.num_envs,
-        seeds.environment,
-        width=config.width,
-        height=config.height,
-        num_action_repeats=config.num_action_repeats,
-        episodic_life=config.episodic_life,
-        num_threads=config.actor_threads or 1,
-    )
+    environment = environments.make_for(config, seeds.environment)
     shape = (_ROWS, config.num_envs)
     rng = np.random.default_rng(seeds.actions)
     actions = rng.integers(0, environment.spec.num_actions, shape, dtype=np.int64)

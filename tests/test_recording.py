@@ -7,6 +7,7 @@ import av
 import numpy as np
 import pytest
 
+from impala_torch.actor import make_acting_agent
 from impala_torch.config import Config, UserError
 from impala_torch.evaluation import games, picture, test_mode
 from impala_torch.evaluation.games import Enough, Game
@@ -141,7 +142,7 @@ def test_who_watched_enough_ends_the_games_with_those_that_ended():
             self.left -= 1
 
     config = Config(**CART, test_num_episodes=5)
-    assert len(games.play(config, test_mode.make_agent(config), spectators=[Two()])) == 2
+    assert len(games.play(config, make_acting_agent(config), spectators=[Two()])) == 2
 
 
 def test_a_level_without_pictures_is_told(tmp_path):

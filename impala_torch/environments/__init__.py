@@ -8,6 +8,7 @@ order.
 from types import ModuleType
 from typing import Any
 
+from impala_torch.config import Config
 from impala_torch.environments import atari, gymnasium_envs
 from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
@@ -110,6 +111,25 @@ def rules(
 def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:
     """What an agent must know of a level. Raises UserError as ``make_environment`` does."""
     return _family(level_name)[0].environment_spec(level_name, width=width, height=height)
+
+
+def spec_for(config: Config) -> EnvironmentSpec:
+    """``environment_spec`` of the level and size that flags name."""
+    return environment_spec(config.level_name, width=config.width, height=config.height)
+
+
+def make_for(config: Config, seed: int) -> Environment:
+    """``make_environment`` with --num_envs, --actor_threads and the level's flags: an actor's."""
+    return make_environment(
+        config.level_name,
+        config.num_envs,
+        seed,
+        width=config.width,
+        height=config.height,
+        num_action_repeats=config.num_action_repeats,
+        episodic_life=config.episodic_life,
+        num_threads=config.actor_threads or 1,
+    )
 
 
 def action_repeats(level_name: str, num_action_repeats: int) -> int:

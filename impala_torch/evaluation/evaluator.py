@@ -13,7 +13,7 @@ import time
 import torch
 
 from impala_torch import checkpoint
-from impala_torch.actor import run_spec_of
+from impala_torch.actor import make_acting_agent, run_spec_of
 from impala_torch.agents import Agent, weights
 from impala_torch.config import Config, UserError
 from impala_torch.endpoint import keys as curve
@@ -22,7 +22,6 @@ from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Scores
 from impala_torch.evaluation.scorebook import Trained
-from impala_torch.evaluation.test_mode import make_agent
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,7 @@ def run(config: Config) -> None:
     """
     os.nice(_NICE)
     torch.set_num_threads(config.actor_threads or 1)
-    agent = make_agent(config)
+    agent = make_acting_agent(config)
     client = EndpointClient(
         config.learner_host,
         run_spec_of(config, agent),

@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
-from impala_torch import agents, checkpoint, environments
-from impala_torch.agents import precision
+from impala_torch import agents, checkpoint
+from impala_torch.actor import make_acting_agent
 from impala_torch.config import Config, UserError
 from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Game, Scores
@@ -128,22 +128,13 @@ def _subject(config: Config, given: Collection[str]) -> Subject:
     }
     config = config.replace(**trained)
     checkpoint.check_matches(state, config.agent_name, config.level_name)
-    agent = make_agent(config)
+    agent = make_acting_agent(config)
     try:
         agent.load_state_dict(state["model"])
     except RuntimeError as error:
         raise UserError(f"the checkpoint {folder / name} does not fit: {error}") from error
     counts = Trained(state["frames"], state.get("updates", 0), state.get("hours", 0.0))
     return Subject(config, folder, agent, counts, name)
-
-
-def make_agent(config: Config) -> agents.Agent:
-    """The agent of the flags, for acting on the CPU. Raises UserError where it does not fit."""
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
-    dtype = precision.resolve(config.precision, "cpu")
-    return agents.make_agent(config.agent_name, spec, dtype).for_acting()
 
 
 def _checkpoint(config: Config) -> tuple[pathlib.Path, str, dict[str, Any]]:

@@ -239,6 +239,12 @@ class Config:
     )
     # --- the loss ---
     entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
+    entropy_decay: bool = flag(
+        LOSS,
+        False,
+        "Let --entropy_cost fall linearly to 0 over --total_environment_frames, as the learning "
+        "rate does: exploration first, then play that is sure of itself.",
+    )
     baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.")
     discounting: float = flag(LOSS, 0.99, "Discount per agent step.")
     vtrace_lambda: float = flag(

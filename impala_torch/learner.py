@@ -78,9 +78,7 @@ class Learner:
         shared = {name: value for name, value in to_dict(config).items() if name not in _OWN}
         group.check_same({"version": __version__, "torch": torch.__version__, **shared})
 
-        spec = environments.environment_spec(
-            config.level_name, width=config.width, height=config.height
-        )
+        spec = environments.spec_for(config)
         dtype = precision.resolve(config.precision, self.device)
         self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
         self.parameters = list(self.agent.parameters())
@@ -158,7 +156,9 @@ class Learner:
         """What all ranks do with a batch each: add its gradient up, and step where that is due."""
         unroll = self._to_device(batch.tensors)
         for _ in range(self.config.batch_reuse):
-            loss, metrics = losses.impala_loss(self.forward(unroll), unroll, self.config)
+            loss, metrics = losses.impala_loss(
+                self.forward(unroll), unroll, self.config, self.entropy_cost
+            )
             if self._backwards == 0:
                 self.optimizer.zero_grad()
             loss.backward()
@@ -195,9 +195,16 @@ class Learner:
 
     @property
     def learning_rate(self) -> float:
-        return optimizers.linear_decay(
-            self.config.learning_rate, self.state.frames, self.config.total_environment_frames
-        )
+        return self._decayed(self.config.learning_rate)
+
+    @property
+    def entropy_cost(self) -> float:
+        cost = self.config.entropy_cost
+        return self._decayed(cost) if self.config.entropy_decay else cost
+
+    def _decayed(self, start: float) -> float:
+        total = self.config.total_environment_frames
+        return optimizers.linear_decay(start, self.state.frames, total)
 
     def close(self) -> None:
         """Tells the actors to stop and ends the endpoint."""

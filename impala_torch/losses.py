@@ -71,7 +71,7 @@ def add_metrics(
 
 
 def impala_loss(
-    learner_outputs: AgentOutput, batch: Unroll, config: Config
+    learner_outputs: AgentOutput, batch: Unroll, config: Config, entropy_cost: float | None = None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of a batch, rows paired by the convention of ``structures``.
 
@@ -79,6 +79,7 @@ def impala_loss(
       learner_outputs: of the learner's forward over all rows, [T + 1, B, ...].
       batch: tensors, [T + 1, B, ...].
       config: discounting, reward clipping and the terms' weights.
+      entropy_cost: the entropy term's weight at this update; None = ``config``'s.
 
     Returns:
       The total, [] float32, and metrics: detached [] tensors by name.
@@ -104,7 +105,8 @@ def impala_loss(
     pg_loss = policy_gradient_loss(logits, actions, targets.pg_advantages)
     value_loss = config.baseline_cost * baseline_loss(targets.vs - values)
     negative_entropy = entropy_loss(logits)
-    weighted_entropy = config.entropy_cost * negative_entropy
+    entropy_cost = config.entropy_cost if entropy_cost is None else entropy_cost
+    weighted_entropy = entropy_cost * negative_entropy
     total = pg_loss + value_loss + weighted_entropy
     metrics = {
         "total_loss": total,

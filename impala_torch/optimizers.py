@@ -91,6 +91,6 @@ class TFRMSProp(torch.optim.Optimizer):
             torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
 
 
-def linear_decay(learning_rate: float, frames: int, total_frames: int) -> float:
-    """The learning rate at ``frames`` of ``total_frames``: linear from the start's to 0."""
-    return learning_rate * max(0.0, 1.0 - frames / total_frames)
+def linear_decay(start: float, frames: int, total_frames: int) -> float:
+    """A learning rate or a cost at ``frames`` of ``total_frames``: linear from ``start`` to 0."""
+    return start * max(0.0, 1.0 - frames / total_frames)

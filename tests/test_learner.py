@@ -64,6 +64,18 @@ def flat(learner: Learner) -> torch.Tensor:
     return weights.flatten(learner.agent)
 
 
+def test_the_entropys_weight_falls_with_the_learning_rate_where_asked(learner_of):
+    frames = 4 * T  # of 1000
+    for decays, expected in ((True, 0.5 * (1 - frames / 1000)), (False, 0.5)):
+        learner, progress = learner_of(batch_size=4, entropy_cost=0.5, entropy_decay=decays)
+        for _ in range(2):
+            learner.update(fill(learner), progress)
+            metrics = progress._metrics
+        weighted, entropy = metrics["entropy_loss"].item(), metrics["entropy"].item()
+        assert learner.state.frames == 2 * frames
+        assert weighted == pytest.approx(-expected * entropy * frames, rel=1e-5)
+
+
 def test_a_virtual_batch_is_exactly_one_large_batch(learner_of):
     whole, whole_progress = learner_of(batch_size=4)
     parts, parts_progress = learner_of(batch_size=2, virtual_batch_size=4)

@@ -31,6 +31,7 @@ from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import Batch, BatchQueue
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
+from impala_torch.feed import Feed
 from impala_torch.group import Group
 from impala_torch.progress import Progress
 from impala_torch.stacking import stack_frames
@@ -108,6 +109,7 @@ class Learner:
             self._make_batch,
             config.max_policy_lag,
         )
+        self.feed = Feed(self.batches, self.device)
         self.endpoint = EndpointServer(
             config.learner_host,
             self.spec,
@@ -154,7 +156,7 @@ class Learner:
 
     def update(self, batch: Batch, progress: Progress) -> None:
         """What all ranks do with a batch each: add its gradient up, and step where that is due."""
-        unroll = self._to_device(batch.tensors)
+        unroll = self.feed.on_device(batch)
         for _ in range(self.config.batch_reuse):
             loss, metrics = losses.impala_loss(
                 self.forward(unroll), unroll, self.config, self.entropy_cost
@@ -162,6 +164,7 @@ class Learner:
             if self._backwards == 0:
                 self.optimizer.zero_grad()
             loss.backward()
+            self.feed.prepare_next()  # before anything waits for the device
             self._backwards += 1
             self._metrics = losses.add_metrics(self._metrics, metrics, self._backwards)
             if self._backwards == self.config.batches_per_step:
@@ -171,9 +174,7 @@ class Learner:
             self.state.frames += self.frames_per_batch * self.config.batches_per_step
             self._publish()
         progress.learned_from(batch)
-        if self.device.type == "cuda":  # nothing reads the batch's buffers any more
-            torch.cuda.current_stream().synchronize()
-        self.batches.recycle(batch)
+        self.feed.recycle(batch)
 
     def _step(self) -> torch.Tensor | None:
         for group in self.optimizer.param_groups:
@@ -224,7 +225,7 @@ class Learner:
                     if self.endpoint.error is not None:
                         raise self.endpoint.error
                     with progress.waiting():
-                        batch = self.batches.get(_POLL_SECS)
+                        batch = self.feed.get(_POLL_SECS)
                 except Exception as error:
                     log.exception("learner %d failed", self.group.rank)
                     failure = error
@@ -278,11 +279,6 @@ class Learner:
         if pin:
             tensors = [tensor.pin_memory() for tensor in tensors]
         return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
-
-    def _to_device(self, unroll: Unroll) -> Unroll:
-        if self.device.type == "cpu":
-            return unroll
-        return Unroll(*(tensor.to(self.device, non_blocking=True) for tensor in unroll))
 
 
 def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:

@@ -160,7 +160,7 @@ def ready_learner(
                 while batches.reserve(config.num_envs):
                     unroll = codec.decode_fields(buffers, config.num_envs, learner.state.updates)
                     batches.put((b"", b""), unroll, config.num_envs)
-                batch = batches.get(_BATCH_SECS)
+                batch = learner.feed.get(_BATCH_SECS)
                 if batch is None:
                     raise RuntimeError("no batch was assembled")
                 learner.update(batch, progress)
@@ -195,7 +195,7 @@ def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
 
 
 def _backward_secs(learner: Learner) -> float:
-    batch = learner._to_device(learner._make_batch().tensors)
+    batch = learner.feed.on_device(learner._make_batch())
     secs = []
     for _ in range(_FEWEST_UPDATES):
         loss, _ = losses.impala_loss(learner.forward(batch), batch, learner.config)

@@ -14,7 +14,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # first steps small, while RMSProp's mean square comes down from one.
     "atari_fast": {
         "agent_name": "ShallowConvNetAgent",
-        "num_envs": 16,
+        "num_envs": 24,
         "batch_size": 8,
         "unroll_length": 10,
         "learning_rate": 0.00012,
@@ -25,6 +25,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "baseline_cost": 1.0,
         "vtrace_lambda": 0.97,
         "gradients_clipping": 40.0,
-        "total_environment_frames": 15_000_000,
+        "total_environment_frames": 20_000_000,
     },
 }

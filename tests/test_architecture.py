@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "impala_torch.agents": {"structures", "config", "plugins"},
     "impala_torch.environments": {"structures", "config", "plugins"},
     "impala_torch.endpoint": {"structures", "config", "frames"},
+    "impala_torch.feed": {"structures", "endpoint"},
     "impala_torch.group": {"config"},
     "impala_torch.checkpoint": {"config"},
     "impala_torch.metrics": {"structures"},
@@ -46,7 +47,7 @@ MAY_IMPORT = {
     "impala_torch.learner": {
         *("config", "structures", "agents", "environments", "endpoint", "stacking", "losses"),
         *("optimizers", "group", "devices", "training_state", "progress", "rundir", "actor"),
-        *("memory", "evaluation"),
+        *("memory", "evaluation", "feed"),
     },
     "impala_torch.local": {"config", "group", "learner", "processes", "evaluation"},
     "impala_torch.sample": {"config", "environments", "actor"},

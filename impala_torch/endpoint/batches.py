@@ -43,7 +43,7 @@ class BatchQueue:
           spec: what unrolls look like.
           batch_size: B.
           capacity: batches that may wait; a single message larger than this is let in alone.
-          make_batch: makes the buffers of a batch; called capacity + 2 times, here.
+          make_batch: makes the buffers of a batch; called capacity + 3 times, here.
           max_policy_lag: unrolls older than this many updates are dropped; 0 = none.
         """
         self._batch_size = batch_size
@@ -56,8 +56,8 @@ class BatchQueue:
         self._inbox: queue.SimpleQueue = queue.SimpleQueue()
         self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._free: queue.SimpleQueue = queue.SimpleQueue()
-        # Beside the waiting ones: one in training, one being filled.
-        for _ in range(capacity + 2):
+        # Beside the waiting ones: one in training, one on its way to a GPU, one being filled.
+        for _ in range(capacity + 3):
             self._free.put(make_batch())
         self.version = 0  # of the newest weights, for max_policy_lag
         self.dropped = 0  # unrolls that were too old
@@ -113,6 +113,7 @@ class BatchQueue:
         except queue.Empty:
             return None
         if batch is None:
+            self._ready.put(None)  # for whoever asks again
             if self._error is not None:
                 raise RuntimeError("the assembling thread died") from self._error
             raise QueueClosed

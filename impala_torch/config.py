@@ -237,6 +237,12 @@ class Config:
         "Threads of the learner's CPU arithmetic. 0 = the cores, shared by the ranks of a host, "
         "and in local training with the actors: half of them.",
     )
+    compile: bool = flag(
+        LEARNING,
+        False,
+        "Compile the learner's network with torch.compile: up to minutes at the start, for updates "
+        "that may be faster afterwards. Needs a C++ compiler on a CPU, and Triton on a GPU.",
+    )
     # --- the loss ---
     entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
     entropy_decay: bool = flag(

@@ -1,5 +1,9 @@
 """Which device a learner computes on."""
 
+import importlib.util
+import os
+import shutil
+
 import torch
 
 from impala_torch.config import UserError
@@ -29,3 +33,14 @@ def choose(flag: str, local_rank: int) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise UserError(f"--device={flag}: this machine has {count} GPU(s) for PyTorch")
     return device
+
+
+def check_compiles(device: torch.device) -> None:
+    """Raises UserError where torch.compile has nothing to compile with for a device."""
+    if device.type == "cuda":
+        there, what = importlib.util.find_spec("triton") is not None, "the package triton"
+    else:
+        there = any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+        what = "a C++ compiler (apt-get install g++)"
+    if not there:
+        raise UserError(f"--compile needs {what} on the learner's host; or leave it out")

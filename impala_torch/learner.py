@@ -82,6 +82,10 @@ class Learner:
         spec = environments.spec_for(config)
         dtype = precision.resolve(config.precision, self.device)
         self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
+        if config.compile:
+            devices.check_compiles(self.device)
+        # Beside the agent, whose weights keep their names in checkpoints and on the wire.
+        self._network = torch.compile(self.agent) if config.compile else self.agent
         self.parameters = list(self.agent.parameters())
         optimizer = optimizers.TFRMSProp(
             self.parameters,
@@ -191,7 +195,7 @@ class Learner:
             done=unroll.done,
             last_action=torch.cat([unroll.initial_action.unsqueeze(0), unroll.action[:-1]]),
         )
-        outputs, _ = self.agent(inputs, unroll.agent_state)
+        outputs, _ = self._network(inputs, unroll.agent_state)
         return outputs
 
     @property

@@ -76,6 +76,26 @@ def test_the_entropys_weight_falls_with_the_learning_rate_where_asked(learner_of
         assert weighted == pytest.approx(-expected * entropy * frames, rel=1e-5)
 
 
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(learner_of):
+    learners = [learner_of(batch_size=4, compile=compiles) for compiles in (False, True)]
+    for seed in (1, 2, 3):
+        for learner, progress in learners:
+            learner.update(fill(learner, seed=seed), progress)
+    plain, compiled = (flat(learner) for learner, _ in learners)
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
+    assert [name for name, _ in weights.layout(learners[1][0].agent)] == [
+        name for name, _ in weights.layout(learners[0][0].agent)
+    ]
+
+
+def test_compiling_without_a_compiler_is_told(learner_of, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"--compile needs a C\+\+ compiler"):
+        learner_of(batch_size=4, compile=True)
+
+
 def test_a_virtual_batch_is_exactly_one_large_batch(learner_of):
     whole, whole_progress = learner_of(batch_size=4)
     parts, parts_progress = learner_of(batch_size=2, virtual_batch_size=4)

@@ -225,6 +225,13 @@ class Config:
         "for what it is, the behaviour policy.",
         choices=("float32", "bfloat16"),
     )
+    gradients_precision: str = flag(
+        LEARNING,
+        "float32",
+        "Type that learners average their gradients as. float16 halves what that sends: worth it "
+        "where the learners' link is slow, and nothing gained where it is not.",
+        choices=("float32", "float16"),
+    )
     device: str = flag(
         LEARNING,
         "auto",

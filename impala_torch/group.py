@@ -44,6 +44,7 @@ class Group:
         optimizer: torch.optim.Optimizer,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         backwards_per_step: int = 1,
+        precision: str = "float32",
     ) -> torch.optim.Optimizer:
         """An optimizer whose step uses the average of all ranks' gradients.
 
@@ -51,6 +52,7 @@ class Group:
           optimizer: what steps.
           named_parameters: what it steps.
           backwards_per_step: backward passes whose gradients add up before a step.
+          precision: type that gradients travel and are averaged as, float32 or float16.
         """
         return optimizer
 
@@ -151,12 +153,15 @@ class HorovodGroup(Group):
         optimizer: torch.optim.Optimizer,
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         backwards_per_step: int = 1,
+        precision: str = "float32",
     ) -> torch.optim.Optimizer:
+        compression = self._hvd.Compression
         wrapped = self._hvd.DistributedOptimizer(
             optimizer,
             named_parameters=list(named_parameters),
             op=self._hvd.Average,
             backward_passes_per_step=backwards_per_step,
+            compression={"float32": compression.none, "float16": compression.fp16}[precision],
         )
         # Horovod makes a new optimizer of the same kind, which would forget what was restored.
         wrapped.state = optimizer.state

@@ -97,7 +97,10 @@ class Learner:
         self.state = TrainingState(self.agent, optimizer)
         self.state.restore(logdir, config, group)
         self.optimizer = group.distributed(
-            optimizer, self.agent.named_parameters(), config.batches_per_step
+            optimizer,
+            self.agent.named_parameters(),
+            config.batches_per_step,
+            config.gradients_precision,
         )
         self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack

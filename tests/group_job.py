@@ -53,7 +53,12 @@ def parts(batch: Unroll, split: int):
 
 
 def train(
-    group: groups.Group, batches, updates: int, momentum: float = 0.5, split: int = 1
+    group: groups.Group,
+    batches,
+    updates: int,
+    momentum: float = 0.5,
+    split: int = 1,
+    precision: str = "float32",
 ) -> torch.Tensor:
     """Updates an agent as the learner does, each batch in so many parts; returns flat weights."""
     torch.manual_seed(11 + group.rank)  # rank 0's weights must reach all
@@ -67,7 +72,7 @@ def train(
     with torch.no_grad():
         moments = [value for entry in state.values() for value in entry.values()]
         group.broadcast([*agent.state_dict().values(), *moments])
-    optimizer = group.distributed(optimizer, agent.named_parameters(), split)
+    optimizer = group.distributed(optimizer, agent.named_parameters(), split, precision)
     for update in range(updates):
         optimizer.zero_grad()
         for batch in parts(batches(update), split):
@@ -87,10 +92,17 @@ def train(
 def main(what: str, out: pathlib.Path) -> None:
     group = groups.join()
     result: dict = {"rank": group.rank, "size": group.size}
-    if what in ("same", "different", "split"):
+    if what in ("same", "different", "split", "half"):
         own = 0 if what == "same" else group.rank
         split = 4 if what == "split" else 1
-        flat = train(group, lambda update: random_batch(1000 * own + update), 100, split=split)
+        precision = "float16" if what == "half" else "float32"
+        flat = train(
+            group,
+            lambda update: random_batch(1000 * own + update),
+            100,
+            split=split,
+            precision=precision,
+        )
         torch.save(flat, out / f"weights-{group.rank}.pt")
         result["sha256"] = hashlib.sha256(flat.numpy().tobytes()).hexdigest()
     elif what == "resume":

@@ -59,6 +59,16 @@ def test_after_100_updates_of_different_data_ranks_are_bit_equal(mpirun, tmp_pat
     assert not torch.allclose(got, alone(group_job.random_batch), 1e-3, 1e-3)  # rank 1's data too
 
 
+def test_gradients_sent_as_float16_differ_by_their_rounding(mpirun, tmp_path):
+    mpirun("different")
+    whole = torch.load(tmp_path / "weights-0.pt", weights_only=True)
+    ranks = mpirun("half")
+    half = torch.load(tmp_path / "weights-0.pt", weights_only=True)
+    assert ranks[0]["sha256"] == ranks[1]["sha256"]
+    assert not torch.equal(half, whole)
+    torch.testing.assert_close(half, whole, rtol=0.02, atol=0.005)
+
+
 def test_gradients_added_up_over_parts_are_those_of_the_whole_batch(mpirun, tmp_path):
     mpirun("different")
     whole = [torch.load(tmp_path / f"weights-{rank}.pt", weights_only=True) for rank in (0, 1)]

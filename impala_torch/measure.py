@@ -9,7 +9,6 @@ data, an endpoint's decoding. Prints one JSON object; on standard error what it 
 
 import contextlib
 import json
-import multiprocessing
 import os
 import pathlib
 import socket
@@ -103,20 +102,7 @@ def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[],
 
 def _actors(config: Config, count: int) -> tuple[float, float]:
     """Agent steps per second of one of ``count`` actors that run together, and a step's bytes."""
-    context = multiprocessing.get_context("spawn")
-    together, results = context.Barrier(count), context.SimpleQueue()
-    workers = [
-        context.Process(target=_act, args=(config, task, together, results), daemon=True)
-        for task in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            together.abort()  # the others would wait for it
-            raise RuntimeError(f"an acting process ended with exit code {worker.exitcode}")
-    told = [results.get() for _ in workers]
+    told = sample.side_by_side(_act, config, count)
     return statistics.fmean(rate for rate, _ in told), statistics.fmean(size for _, size in told)
 
 

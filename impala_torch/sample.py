@@ -6,6 +6,7 @@ What it prints bounds the agent steps per second that any training on this machi
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,11 +45,28 @@ def measure(config: Config) -> Rates:
     # Here first: a mistake is told once, in words.
     environments.spec_for(config)
     count = config.num_actors or os.cpu_count() or 1
+    steps = sum(side_by_side(_sample, config, count))
+    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    return Rates(steps, steps * repeats, count)
+
+
+def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[Any]:
+    """What ``count`` processes told that play at the same time.
+
+    Args:
+      play: run in each as ``play(config, task, together, results)``: gets ready, waits at the
+        barrier ``together``, and puts what it found into ``results``. A function of a module.
+      config: the flags.
+      count: of processes.
+
+    Raises:
+      RuntimeError: one of them failed.
+    """
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(count)
     results: Any = context.SimpleQueue()
     workers = [
-        context.Process(target=_sample, args=(config, task, together, results), daemon=True)
+        context.Process(target=play, args=(config, task, together, results), daemon=True)
         for task in range(count)
     ]
     for worker in workers:
@@ -57,10 +75,8 @@ def measure(config: Config) -> Rates:
         worker.join()
         if worker.exitcode:
             together.abort()  # the others would wait for it
-            raise RuntimeError(f"a sampling process ended with exit code {worker.exitcode}")
-    steps = sum(results.get() for _ in workers)
-    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
-    return Rates(steps, steps * repeats, count)
+            raise RuntimeError(f"a measuring process ended with exit code {worker.exitcode}")
+    return [results.get() for _ in workers]
 
 
 def _sample(config: Config, task: int, together: Any, results: Any) -> None:

@@ -10,6 +10,7 @@ An order that is shuffled is the same in every call: an experiment's number is p
 and by its name a second call knows what has been done.
 """
 
+import abc
 import dataclasses
 import itertools
 import pathlib
@@ -27,11 +28,12 @@ _MAX_NAME = 120  # characters of an experiment's name; file systems take 255 byt
 Params = Mapping[str, Any]
 
 
-class ParamGenerator:
+class ParamGenerator(abc.ABC):
     """Yields combinations of parameters; a base for one's own."""
 
+    @abc.abstractmethod
     def generate_params(self, randomize: bool = False, seed: int = 0) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
+        """The combinations; ``seed`` orders them where ``randomize`` asks for it."""
 
 
 class ParamList(ParamGenerator):

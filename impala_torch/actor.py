@@ -74,10 +74,10 @@ class Player:
         if self._greedy:
             self.last_action = logits.argmax(dim=-1)
         else:
-            probabilities = torch.softmax(logits, dim=-1)
-            self.last_action = torch.multinomial(
-                probabilities, 1, generator=self._generator
-            ).squeeze(1)
+            # The largest logit plus Gumbel noise is a sample of the softmax; torch.multinomial's
+            # checks take longer than the draw.
+            noise = torch.empty_like(logits).exponential_(generator=self._generator).log_()
+            self.last_action = (logits - noise).argmax(dim=-1)
         return self.last_action
 
     def value_of(self, output: EnvOutput) -> np.ndarray:
@@ -111,9 +111,12 @@ class UnrollCollector:
         self._length = unroll_length
         spec = player.environment.spec
         self._stack = spec.observation.stack
-        self._unroll = empty_unroll(
+        unroll = empty_unroll(
             spec, unroll_length, player.agent.state_size, player.environment.num_envs
         )
+        # By environment in memory, as it is compressed: else that would copy it first.
+        by_env = np.ascontiguousarray(unroll.observation.swapaxes(0, 1))
+        self._unroll = unroll._replace(observation=by_env.swapaxes(0, 1))
         self.episodes: list[EpisodeResult] = []
         self._started = False
 
@@ -167,8 +170,7 @@ class UnrollCollector:
             unroll.baseline,
         ):
             rows[0] = rows[-1]
-        for row, frame in enumerate(player.stacker.frames):
-            unroll.observation[row] = frame.numpy()
+        unroll.observation[: self._stack] = player.stacker.frames.numpy()
         unroll.agent_state[:] = player.state_before.numpy()
 
 

@@ -83,24 +83,37 @@ def test_stacks_never_reach_across_an_episodes_start(rows, batch, stack, share, 
     np.testing.assert_array_equal(stacked.numpy(), reference_stacks(single, done, stack))
 
 
-def test_the_actors_stacks_are_the_learners():
+@pytest.mark.parametrize("stack", [1, 3, 4])
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_the_actors_stacks_are_the_learners(dtype, stack):
     rng = np.random.default_rng(3)
-    rows, envs, stack = 30, 3, 4
-    frame = rng.integers(1, 255, (rows, envs, 2, 2), dtype=np.uint8)
+    rows, envs = 30, 3
+    frame = rng.integers(1, 255, (rows, envs, 2, 2)).astype(dtype)
     done = rng.random((rows, envs)) < 0.2
     done[0] = True
-    stacker = FrameStacker(envs, (2, 2), torch.uint8, stack)
+    stacker = FrameStacker(envs, (2, 2), getattr(torch, dtype), stack)
     acting = torch.stack(
         [
             stacker.push(torch.from_numpy(f), torch.from_numpy(d)).clone()
             for f, d in zip(frame, done, strict=True)
         ]
     )
-    before = np.zeros((stack - 1, envs, 2, 2), np.uint8)
+    before = np.zeros((stack - 1, envs, 2, 2), dtype)
     learning = stack_frames(
         torch.from_numpy(np.concatenate([before, frame])), torch.from_numpy(done), stack
     )
-    assert torch.equal(acting, learning)
+    assert torch.equal(acting, learning.view_as(acting))
+    assert torch.equal(stacker.frames, acting[-1].movedim(1, 0))
+
+
+@pytest.mark.parametrize("stack", [3, 4])
+def test_a_look_at_a_frame_leaves_the_stacks_as_they_are(stack):
+    stacker = FrameStacker(2, (1,), torch.uint8, stack)
+    pushed = stacker.push(torch.tensor([[7], [9]], dtype=torch.uint8), torch.tensor([True, True]))
+    peeked = stacker.peek(torch.tensor([[8], [10]], dtype=torch.uint8))
+    zeros = [0] * (stack - 2)
+    assert peeked[:, :, 0].tolist() == [[*zeros, 7, 8], [*zeros, 9, 10]]
+    assert pushed[:, :, 0].tolist() == [[0, *zeros, 7], [0, *zeros, 9]]
 
 
 def test_one_frame_needs_no_stack():

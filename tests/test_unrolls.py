@@ -16,6 +16,7 @@ from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.stacking import stack_frames
 from impala_torch.structures import (
     AgentInput,
+    AgentOutput,
     EnvironmentSpec,
     EnvOutput,
     ObservationSpec,
@@ -182,6 +183,18 @@ def test_a_truncation_bootstraps_and_a_termination_does_not():
     _, metrics = losses.impala_loss(outputs, batch, config)
     expected = 0.5 * ((2 + 0.9 * 5 - 1) ** 2 + (2 - 1) ** 2)
     assert metrics["baseline_loss"].item() == pytest.approx(expected)
+
+
+def test_actions_are_drawn_from_the_behaviour_policy():
+    environment = Clock(4000, image=False, actions=4)
+    player = Player(agents.make_agent("MLPAgent", environment.spec), environment, seed=5)
+    probabilities = torch.tensor([[0.6, 0.3, 0.1, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    for row in probabilities:
+        logits = (row.log() - 3).clamp(min=-1e4).expand(4000, 4)
+        draws = torch.cat([player.act(AgentOutput(logits, torch.zeros(4000))) for _ in range(10)])
+        shares = torch.bincount(draws, minlength=4) / 40_000
+        deviation = (row * (1 - row) / 40_000).sqrt()
+        assert ((shares - row).abs() <= 4 * deviation).all(), (shares, row)
 
 
 def test_every_actor_of_a_run_has_its_own_seeds():

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 _ALLREDUCE_SECS = 120.0
 # What is taken where no allreduce can be measured: Horovod's cycle, and one core that adds up.
 _FIXED_SECS, _ADDING_BYTES = 2e-3, 2e9
-_MAY_BE_ZERO = ("update_jitter", "overlap_secs")
+_MAY_BE_ZERO = ("update_jitter", "overlap_secs", "adding_beside")
 _BUSY = 0.3  # load for each core from which measurements mean little
 _ABOUT = ("link_bytes_per_sec", "machine", "date")  # what a file says besides
 

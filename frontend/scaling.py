@@ -35,7 +35,11 @@ class Costs:
     actors_per_host: int  # they share a relay: weights reach a host once
     update_secs: float  # of a learner alone for a batch: no averaging, data ready
     update_jitter: float  # standard deviation of that, as a share of it
-    overlap_secs: float  # of an update, in which averaging goes on beside the arithmetic
+    # Of backward, after a gradient is ready (a mean over the gradients' bytes): averaging's wait
+    # for the link costs no time in it, and of adding up as large a share as ``adding_beside``: 1 on
+    # a GPU, 0 where the same cores do both.
+    overlap_secs: float
+    adding_beside: float
     averagings_per_update: float  # 1 unless batches share a step, or are used again
     gradient_bytes: int
     weights_bytes: int  # of a pull
@@ -89,9 +93,12 @@ def allreduce_secs(costs: Costs, network: Network, learners: int) -> float:
     if learners == 1:
         return 0.0
     # A chunk is sent and then added up: both take their time, one after the other.
-    per_byte = 1 / network.link_bytes_per_sec + 1 / costs.allreduce_bytes_per_sec
-    ring = ring_secs(learners, costs.gradient_bytes, 1 / per_byte, network.hop_secs)
-    once = costs.allreduce_fixed_secs + max(0.0, ring - costs.overlap_secs)
+    size = costs.gradient_bytes
+    sending = ring_secs(learners, size, network.link_bytes_per_sec, network.hop_secs)
+    adding = ring_secs(learners, size, costs.allreduce_bytes_per_sec, 0.0)
+    beside = sending + costs.adding_beside * adding
+    within = (1 - costs.adding_beside) * adding
+    once = costs.allreduce_fixed_secs + max(0.0, beside - costs.overlap_secs) + within
     return costs.averagings_per_update * once
 
 

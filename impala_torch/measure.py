@@ -168,30 +168,67 @@ def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
             update()
             secs.append(time.perf_counter() - started)
         quarters = statistics.quantiles(secs, n=4)
-        on_gpu = learner.device.type == "cuda"
         return {
             "update_secs": quarters[1],
             "update_jitter": (quarters[2] - quarters[0]) / _QUARTILES / quarters[1],
-            # A CPU's cores do both, so that nothing is won.
-            "overlap_secs": _backward_secs(learner) if on_gpu else 0.0,
+            "overlap_secs": overlap_secs(learner),
+            "adding_beside": float(learner.device.type == "cuda"),
             "averagings_per_update": config.batch_reuse / config.batches_per_step,
             "gradient_bytes": sum(parameter.nbytes for parameter in learner.parameters),
             "weights_bytes": weights.pack(learner.agent, config.weights_precision).nbytes,
         }
 
 
-def _backward_secs(learner: Learner) -> float:
+def overlap_secs(learner: Learner) -> float:
+    """How long backward goes on after a gradient is ready: a mean over the gradients' bytes.
+
+    Args:
+      learner: one that averages with no other.
+    """
     batch = learner.feed.on_device(learner._make_batch())
-    secs = []
+    clock = _GpuClock() if learner.device.type == "cuda" else _Clock()
+    ready: list[tuple[int, Any]] = []
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(
+            lambda ended: ready.append((ended.nbytes, clock.now()))
+        )
+        for parameter in learner.parameters
+    ]
+    found = []
     for _ in range(_FEWEST_UPDATES):
         loss, _ = losses.impala_loss(learner.forward(batch), batch, learner.config)
         learner.optimizer.zero_grad()
-        torch.cuda.synchronize()
-        started = time.perf_counter()
+        ready.clear()
         loss.backward()
-        torch.cuda.synchronize()
-        secs.append(time.perf_counter() - started)
-    return statistics.median(secs)
+        end = clock.now()
+        left = sum(size * clock.secs(since, end) for size, since in ready)
+        found.append(left / sum(size for size, _ in ready))
+    for hook in hooks:
+        hook.remove()
+    return statistics.median(found)
+
+
+class _Clock:
+    """Moments of what a CPU does."""
+
+    def now(self) -> Any:
+        return time.perf_counter()
+
+    def secs(self, begun: Any, ended: Any) -> float:
+        return ended - begun
+
+
+class _GpuClock(_Clock):
+    """Moments of what a GPU does, which is behind the program that tells it what to do."""
+
+    def now(self) -> Any:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def secs(self, begun: Any, ended: Any) -> float:
+        ended.synchronize()
+        return begun.elapsed_time(ended) / 1e3
 
 
 def _decoding(config: Config, buffers: list[bytes]) -> float:

@@ -43,6 +43,7 @@ def costs(actor_rate: float, learner_rate: float) -> Costs:
         update_secs=BATCH * LENGTH / learner_rate,
         update_jitter=0.0,
         overlap_secs=0.0,
+        adding_beside=0.0,
         averagings_per_update=1.0,
         gradient_bytes=WEIGHTS_BYTES,
         weights_bytes=WEIGHTS_BYTES,

@@ -100,11 +100,13 @@ class Job:
             env={**os.environ, **dict(variant.env)},
         )
         self._pids: list[int] = []
+        self.overlap_secs = 0.0  # told by ranks that do not average
         self._updates = 3
 
     def start(self) -> None:
         """Waits until the ranks are ready and warm, and stops them."""
-        self._pids = self._read()["pids"]
+        told = self._read()
+        self._pids, self.overlap_secs = told["pids"], told.get("overlap_secs", 0.0)
         self._updates = self._for(self._turn(self._updates)["secs"], 1.0)
         self._signal(signal.SIGSTOP)
 
@@ -279,6 +281,7 @@ def ranks_costs(agent: str, alone: Job, variant: Variant) -> Costs:
         unroll_length=LENGTH,
         update_secs=steps / statistics.median(alone.rates),
         update_jitter=(quarters[2] - quarters[0]) / 1.349 / quarters[1],
+        overlap_secs=alone.overlap_secs,
         gradient_bytes=gradient_bytes(agent),
         allreduce_fixed_secs=fixed,
         allreduce_bytes_per_sec=adding,

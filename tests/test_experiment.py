@@ -177,6 +177,20 @@ def test_atari_trains_and_is_tested(run_python, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_convolutional_agent_learns_in_either_precision(run_python, tmp_path, precision):
+    flags = ["--level_name=tests.fakes:PixelCatch-v0", "--agent_name=ShallowConvNetAgent"]
+    flags += ["--batch_size=8", "--unroll_length=10", "--num_envs=8", "--progress_secs=1"]
+    flags += ["--learning_rate=0.0003", "--epsilon=0.001", "--total_environment_frames=16000"]
+    done = run_python(
+        "experiment.py", *flags, f"--precision={precision}", f"--logdir={tmp_path}", timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    rows = metrics_of(tmp_path)
+    assert float(rows[-1]["episode_raw_return"]) >= 9.5  # 5 is chance, 10 the most there is
+
+
+@pytest.mark.slow
 def test_two_learners_by_hand_learn_cartpole(start, free_port, tmp_path):
     """As the TensorFlow original is started: mpirun for the learners, actors before or after."""
     logdir = tmp_path / "run"

@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from impala_torch import config as config_lib
+from impala_torch import command_line
 from impala_torch.config import Config, UserError
 
 log = logging.getLogger("experiment")
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
 
 def parse(argv: list[str]) -> Config:
     """Raises UserError for flags that are unknown or impossible."""
-    config_lib.define_flags()
-    config_lib.parse_flags(argv)
-    return config_lib.from_flags()
+    command_line.define_flags()
+    command_line.parse_flags(argv)
+    return command_line.from_flags()
 
 
 def _run(config: Config) -> int:
@@ -55,7 +55,7 @@ def _run(config: Config) -> int:
         from impala_torch.evaluation import test_mode
 
         try:
-            print(test_mode.run(config, config_lib.given()))
+            print(test_mode.run(config, command_line.given()))
         except KeyboardInterrupt:
             return 130
         return 0

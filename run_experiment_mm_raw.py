@@ -18,8 +18,8 @@ from frontend.run_plan import Plan
 from frontend.ssh import HostError
 from frontend.tables import table
 from frontend.welcome import StartError
-from impala_torch import config as config_lib
-from impala_torch.config import UserError
+from impala_torch import command_line
+from impala_torch.config import PER_PROCESS, UserError
 
 
 def main(argv: list[str]) -> int:
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     """
     try:
         flags.define_flags()
-        config_lib.define_flags(skip=config_lib.PER_PROCESS)
-        config_lib.parse_flags(argv)
+        command_line.define_flags(skip=PER_PROCESS)
+        command_line.parse_flags(argv)
         options = flags.from_flags()
         return _ACTIONS[options.action](options)
     except KeyboardInterrupt:  # what a start had begun is ended by now
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
 
 
 def _planned(options: Options) -> Plan:
-    config = config_lib.from_flags()
+    config = command_line.from_flags()
     sets, job = run_plan.read(options)
     return run_plan.plan(sets, config, options, record.new_id(), job)
 

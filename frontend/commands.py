@@ -10,7 +10,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from frontend.workers import Worker, WorkerSet
-from impala_torch.config import Config, to_argv
+from impala_torch.command_line import to_argv
+from impala_torch.config import Config
 
 LEARNERS = "learners"  # the name of the learners' command, window and log
 MONITOR = "monitor"

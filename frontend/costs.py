@@ -15,7 +15,8 @@ from typing import Any
 from frontend import commands
 from frontend.commands import Mpi
 from frontend.scaling import Costs
-from impala_torch.config import Config, UserError, to_argv
+from impala_torch.command_line import to_argv
+from impala_torch.config import Config, UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _ALLREDUCE_SECS = 120.0

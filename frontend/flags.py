@@ -5,7 +5,8 @@ from typing import Any
 
 from absl import flags
 
-from impala_torch.config import UserError, declare, flag
+from impala_torch.command_line import declare
+from impala_torch.config import UserError, flag
 
 RUN, HOSTS, SLURM, MANY = "starting a run", "other hosts", "on Slurm", "a run's life"
 

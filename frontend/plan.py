@@ -20,8 +20,8 @@ from frontend import scaling
 from frontend.costs import Measured
 from frontend.scaling import Costs, Network, Prediction
 from frontend.tables import table
-from impala_torch import config as config_lib
-from impala_torch.config import Config, UserError
+from impala_torch import command_line
+from impala_torch.config import PER_PROCESS, Config, UserError
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _QUICK_SECS = 1.0
@@ -103,12 +103,12 @@ def parse(argv: Sequence[str]) -> tuple[Options, Config, frozenset[str]]:
     if mbit is not None and not 0 < mbit < float("inf"):
         raise UserError(f"--bandwidth_mbit must be more than 0, not {mbit:g}")
     values = flags.FlagValues()
-    config_lib.define_flags(values, skip=config_lib.PER_PROCESS)
-    config_lib.parse_flags(["plan", *rest], values)
-    config = config_lib.from_flags(values)
+    command_line.define_flags(values, skip=PER_PROCESS)
+    command_line.parse_flags(["plan", *rest], values)
+    config = command_line.from_flags(values)
     if options.quick:
         config = config.replace(sample_secs=_QUICK_SECS)
-    return options, config, config_lib.given(values)
+    return options, config, command_line.given(values)
 
 
 def report(measured: Measured, options: Options) -> list[str]:

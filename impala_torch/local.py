@@ -8,8 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from impala_torch import config as config_lib
-from impala_torch import processes
+from impala_torch import command_line, processes
 from impala_torch.config import Config
 from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.group import Group
@@ -54,7 +53,7 @@ def run(
     with EvaluationProcess(config, logdir, should_stop) as evaluation:
         try:
             for task in range(num_actors):
-                flags = config_lib.to_argv(config, job_name="actor", task=task)
+                flags = command_line.to_argv(config, job_name="actor", task=task)
                 path = logdir / "workers" / f"actor-0-{task}.log"
                 actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))
             log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")

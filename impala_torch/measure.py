@@ -21,8 +21,7 @@ from typing import Any
 
 import torch
 
-from impala_torch import agents, environments, losses, network, sample
-from impala_torch import config as config_lib
+from impala_torch import agents, command_line, environments, losses, network, sample
 from impala_torch.actor import (
     Player,
     UnrollCollector,
@@ -31,7 +30,7 @@ from impala_torch.actor import (
     seeds_of,
 )
 from impala_torch.agents import weights
-from impala_torch.config import Config, UserError
+from impala_torch.config import Config
 from impala_torch.endpoint.messages import UnrollCodec
 from impala_torch.group import Group
 from impala_torch.learner import Learner
@@ -268,16 +267,9 @@ def _outward_ip() -> str:
         return probe.getsockname()[0]
 
 
-def main(argv: list[str]) -> int:
-    try:
-        config_lib.define_flags()
-        config_lib.parse_flags(argv)
-        print(json.dumps(measure(config_lib.from_flags())), flush=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def _print(config: Config) -> None:
+    print(json.dumps(measure(config)), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(command_line.main(sys.argv, _print))

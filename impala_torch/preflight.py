@@ -9,9 +9,8 @@ Prints one sentence and exits with 2 where something cannot work.
 import pathlib
 import sys
 
-from impala_torch import agents, checkpoint, environments
-from impala_torch import config as config_lib
-from impala_torch.config import Config, UserError
+from impala_torch import agents, checkpoint, command_line, environments
+from impala_torch.config import Config
 
 
 def check(config: Config) -> None:
@@ -24,16 +23,5 @@ def check(config: Config) -> None:
         checkpoint.check_matches(state, config.agent_name, config.level_name)
 
 
-def main(argv: list[str]) -> int:
-    try:
-        config_lib.define_flags()
-        config_lib.parse_flags(argv)
-        check(config_lib.from_flags())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(command_line.main(sys.argv, check))

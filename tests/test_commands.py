@@ -13,7 +13,7 @@ from absl import flags
 from frontend import commands
 from frontend.commands import Mpi, Place
 from frontend.workers import Worker, deal
-from impala_torch import config as config_lib
+from impala_torch import command_line
 from impala_torch.config import Config
 
 HERE = Place("/venv/python", "/here/experiment.py", "/runs/my run/workers", "/runs/my run")
@@ -168,12 +168,12 @@ def test_experiment_reads_back_what_the_frontend_was_given():
     (one,) = sets_of(1, 1)
     argv = commands.actor(one, 0, CONFIG, HERE)
     values = flags.FlagValues()
-    config_lib.define_flags(values)
-    config_lib.parse_flags(argv[1:], values)
+    command_line.define_flags(values)
+    command_line.parse_flags(argv[1:], values)
     expected = CONFIG.replace(
         job_name="actor", task=0, learner_host="localhost:8001", actor_hosts="localhost:9001"
     )
-    assert config_lib.from_flags(values) == expected
+    assert command_line.from_flags(values) == expected
 
 
 def test_opensshs_configuration_reads_back():

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from absl import flags
 
+from impala_torch import command_line
 from impala_torch import config as config_lib
 from impala_torch.config import Config, UserError
 from impala_torch.presets import PRESETS
@@ -22,9 +23,9 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 def read(argv, skip=()):
     values = flags.FlagValues()
-    config_lib.define_flags(values, skip)
-    config_lib.parse_flags(["program", *argv], values)
-    return config_lib.from_flags(values)
+    command_line.define_flags(values, skip)
+    command_line.parse_flags(["program", *argv], values)
+    return command_line.from_flags(values)
 
 
 def values_of(field):
@@ -45,20 +46,20 @@ CONFIGS = st.builds(Config, **{name: values_of(field) for name, field in FIELDS.
 @hypothesis.given(config=CONFIGS, only_changed=st.booleans())
 def test_a_command_line_reads_back_to_the_same(config, only_changed):
     values = flags.FlagValues()
-    config_lib.define_flags(values)
-    config_lib.parse_flags(["program", *config_lib.to_argv(config, only_changed)], values)
+    command_line.define_flags(values)
+    command_line.parse_flags(["program", *command_line.to_argv(config, only_changed)], values)
     # Whether the values make sense together is from_flags' business, not this test's.
     assert {name: values[name].value for name in FIELDS} == config_lib.to_dict(config)
 
 
 def test_defaults_need_no_flags():
-    assert config_lib.to_argv(Config()) == []
+    assert command_line.to_argv(Config()) == []
     assert read([]) == Config()
-    assert len(config_lib.to_argv(Config(), only_changed=False)) == len(FIELDS)
+    assert len(command_line.to_argv(Config(), only_changed=False)) == len(FIELDS)
 
 
 def test_overrides_are_written_even_when_they_are_defaults():
-    argv = config_lib.to_argv(Config(seed=3), job_name="learner", task=0)
+    argv = command_line.to_argv(Config(seed=3), job_name="learner", task=0)
     assert argv == ["--job_name=learner", "--task=0", "--seed=3"]
 
 
@@ -126,9 +127,9 @@ def test_actors_by_task():
 
 def test_the_manual_has_every_flag_in_its_chapter():
     values = flags.FlagValues()
-    config_lib.define_flags(values)
+    command_line.define_flags(values)
     chapters: dict[str, list[str]] = {}
-    for line in config_lib.manual(values).splitlines():
+    for line in command_line.manual(values).splitlines():
         if line and not line.startswith(" "):
             chapters[line.rstrip(":")] = []
         elif line.startswith("  --"):
@@ -138,7 +139,7 @@ def test_the_manual_has_every_flag_in_its_chapter():
     for name, field in FIELDS.items():
         expected.setdefault(field.metadata["group"], []).append(name)
     aliases = chapters.popitem()
-    assert sorted(aliases[1]) == sorted(config_lib.ALIASES)
+    assert sorted(aliases[1]) == sorted(command_line.ALIASES)
     assert list(chapters) == list(expected)
     assert {group: sorted(names) for group, names in expected.items()} == chapters
 
@@ -187,7 +188,7 @@ def test_a_preset_stands_in_for_defaults_and_given_flags_go_before_it():
     for name in set(values) - {"unroll_length", "num_envs"}:
         assert getattr(config, name) == values[name], name
     # 100 and 16 are defaults; the next process must not take the preset's in their place.
-    assert read(config_lib.to_argv(config)) == config
+    assert read(command_line.to_argv(config)) == config
 
 
 def test_large_batches_have_large_actors_unless_told_otherwise():
@@ -195,7 +196,7 @@ def test_large_batches_have_large_actors_unless_told_otherwise():
     assert read(["--batch_size=32"]).num_envs == 32
     told = read(["--batch_size=32", "--num_envs=16"])
     assert told.num_envs == 16
-    assert read(config_lib.to_argv(told)) == told
+    assert read(command_line.to_argv(told)) == told
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"none"}))

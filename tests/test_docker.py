@@ -12,6 +12,7 @@ import pytest
 import yaml
 from absl import flags
 
+from impala_torch import command_line
 from impala_torch import config as config_lib
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, frames_of
@@ -141,9 +142,9 @@ def command_of(service: str) -> list[str]:
 
 def parsed(service: str) -> config_lib.Config:
     values = flags.FlagValues()
-    config_lib.define_flags(values)
-    config_lib.parse_flags(command_of(service)[1:], values)
-    return config_lib.from_flags(values)
+    command_line.define_flags(values)
+    command_line.parse_flags(command_of(service)[1:], values)
+    return command_line.from_flags(values)
 
 
 @pytest.mark.parametrize("service", JOBS)

@@ -8,7 +8,7 @@ from absl import flags
 
 from frontend import flags as frontend_flags
 from frontend import plan
-from impala_torch import config, tb
+from impala_torch import command_line, config, tb
 from impala_torch.agents import ZOO
 from impala_torch.plot import __main__ as plot
 from impala_torch.runner import __main__ as runner
@@ -36,7 +36,7 @@ def test_each_agent_is_in_the_readme():
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_flags_and_files_that_exist(path):
     values = flags.FlagValues()
-    config.define_flags(values)
+    command_line.define_flags(values)
     known = set(values) | set(flags.FLAGS)
     if "workers_csv_path" not in flags.FLAGS:
         frontend_flags.define_flags()

@@ -8,8 +8,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from impala_torch import config as config_lib
-from impala_torch import processes
+from impala_torch import command_line, processes
 from impala_torch.config import Config
 
 log = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ class EvaluationProcess:
 
     def __enter__(self) -> "EvaluationProcess":
         if self._config.eval_interval_frames:
-            flags = config_lib.to_argv(
+            flags = command_line.to_argv(
                 self._config, job_name="evaluator", task=0, logdir=str(self._logdir)
             )
             self._process = processes.spawn(

@@ -18,9 +18,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from impala_torch import config as config_lib  # noqa: E402
+from impala_torch import command_line, measure  # noqa: E402
 from impala_torch import group as groups  # noqa: E402
-from impala_torch import measure  # noqa: E402
 
 
 class Flat(groups.HorovodGroup):
@@ -50,9 +49,9 @@ def main(way: str, flags: list[str]) -> None:
     several = int(os.environ["OMPI_COMM_WORLD_SIZE"]) > 1
     ranks = WAYS[way]() if several else groups.Group()
     averages = groups.Group() if way == "alone" else ranks
-    config_lib.define_flags()
-    config_lib.parse_flags(["scale_rank", *flags])
-    config = config_lib.from_flags().replace(
+    command_line.define_flags()
+    command_line.parse_flags(["scale_rank", *flags])
+    config = command_line.from_flags().replace(
         learner_threads=1,
         progress_secs=1e9,
         gradients_precision="float16" if way == "half" else "float32",

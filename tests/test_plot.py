@@ -16,6 +16,7 @@ from impala_torch.metrics import RunLog
 from impala_torch.plot import __main__ as plot
 from impala_torch.plot import chart, curves, grouping, runs, tables
 from impala_torch.plot.chart import Options
+from impala_torch.plot.picture import _tick
 from tests.conftest import ROOT
 
 
@@ -232,6 +233,11 @@ def test_an_svg_keeps_its_words(tmp_path):
     text = out.read_text()
     for words in ("A $title", "batch_size=9", "hours of training", "frame_skip: 4 | 1"):
         assert words in text, words
+
+
+def test_numbers_at_an_axis_are_short():
+    values = {0: "0", 0.2: "0.2", -0.5: "-0.5", 1: "1", 1500: "1.5k", 2e7: "20M"}
+    assert {value: _tick(value) for value in values} == values
 
 
 def test_the_terminal_shows_the_curve(tmp_path, capsys):

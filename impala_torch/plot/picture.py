@@ -19,6 +19,7 @@ _INCHES = (8.0, 5.0)
 # Text stays text in an SVG; a dollar sign in a run's name is no formula; the same runs make the
 # same file.
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "impala_torch", "text.parse_math": False}
+_LARGE = EngFormatter(sep="")  # 20M for 20 million
 
 
 def save(chart: Chart, path: pathlib.Path) -> None:
@@ -58,8 +59,13 @@ def _figure(chart: Chart) -> Figure:
     axes.set_xlabel(chart.x_label)
     axes.set_ylabel(chart.y_label)
     axes.set_title(chart.title)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(_tick)
     if chart.warnings:
         words = "\n".join(textwrap.fill(f"Caution: {words}", 130) for words in chart.warnings)
         figure.supxlabel(words, fontsize=7, x=0.01, ha="left")
     return figure
+
+
+def _tick(value: float, _: float = 0.0) -> str:
+    """A number at an axis: with a suffix where it is large; but 0.2, and not 200m, hours."""
+    return f"{value:g}" if abs(value) < 1 else _LARGE(value)

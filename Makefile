@@ -16,8 +16,11 @@ BENCH_FLAGS ?=
 train: setup
 	$(PYTHON) run_experiment_mm_raw.py --follow \
 	  --workers_csv_path=sandbox/local_workers_example.csv \
-	  --preset=atari_fast --batch_size=4 --num_envs=16 \
-	  --level_name=PongNoFrameskip-v4 $(TRAIN_FLAGS)
+	  --level_name=PongNoFrameskip-v4 --agent_name=ShallowConvNetAgent \
+	  --batch_size=8 --unroll_length=20 \
+	  --entropy_cost=0.01 --learning_rate=0.0008 --epsilon=0.001 \
+	  --gradients_clipping=40 \
+	  --total_environment_frames=30000000 $(TRAIN_FLAGS)
 
 setup:
 	@VENV="$(abspath $(VENV))" docker/setup.sh train

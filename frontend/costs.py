@@ -80,6 +80,8 @@ def costs_of(values: Mapping[str, Any], where: str) -> Costs:
             checked[field.name] = str(value)
         else:
             checked[field.name] = _number(where, field.name, value, field.type)
+    if checked["adding_beside"] > 1:
+        raise UserError(f"{where}: 'adding_beside' is a share: it must not be more than 1")
     return Costs(**checked)
 
 

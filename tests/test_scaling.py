@@ -351,6 +351,7 @@ def test_costs_are_read_as_they_were_written(costs_file):
         ({"bytes_per_step": math.nan}, "'bytes_per_step' must be a number"),
         ({"batch_size": 2.5}, "'batch_size' must be a whole number"),
         ({"update_jitter": -1}, "'update_jitter' must be a number of 0 or more"),
+        ({"adding_beside": 1.5}, "'adding_beside' is a share: it must not be more than 1"),
         ({"link_bytes_per_sec": -1}, "'link_bytes_per_sec' must be a number"),
         ({"gpu": 1}, "unknown field 'gpu'"),
         ({"num_envs": None}, "'num_envs' must be a whole number"),

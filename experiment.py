@@ -15,8 +15,8 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from impala_torch import command_line
-from impala_torch.config import Config, UserError
+from impala_torch.flags import command_line
+from impala_torch.flags.config import Config, UserError
 
 log = logging.getLogger("experiment")
 
@@ -47,7 +47,7 @@ def parse(argv: list[str]) -> Config:
 def _run(config: Config) -> int:
     # Imports wait for the flags: a mistake in them is told at once, and an actor loads no
     # Horovod and a frontend no torch.
-    from impala_torch import processes
+    from impala_torch.machine import processes
 
     processes.end_with_parent()
     stop = processes.StopRequest()
@@ -60,7 +60,7 @@ def _run(config: Config) -> int:
             return 130
         return 0
     if config.mode == "sample":
-        from impala_torch import sample
+        from impala_torch.measure import sample
 
         print(sample.run(config))
         return 0
@@ -97,7 +97,9 @@ def _as_client(run: Callable[[Config], None], config: Config) -> int:
 
 
 def _learn(config: Config, should_stop) -> int:
-    from impala_torch import group, learner, local, rundir
+    from impala_torch import learner, local
+    from impala_torch.learning import group
+    from impala_torch.report import rundir
 
     try:
         if config.task < 0:

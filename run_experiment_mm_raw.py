@@ -11,15 +11,17 @@ All flags of training reach the workers. --dry_run prints the commands and start
 import os
 import sys
 
-from frontend import check, endpoints, flags, follow, record, run, run_plan, start, status, tmux
+from frontend import flags, record, run, run_plan, start
 from frontend.flags import Options
-from frontend.hosts import HostSpec
+from frontend.hosts import check, tmux
+from frontend.hosts.hosts import HostSpec
+from frontend.hosts.ssh import HostError
 from frontend.run_plan import Plan
-from frontend.ssh import HostError
 from frontend.tables import table
-from frontend.welcome import StartError
-from impala_torch import command_line
-from impala_torch.config import PER_PROCESS, UserError
+from frontend.watch import endpoints, follow, status
+from frontend.watch.welcome import StartError
+from impala_torch.flags import command_line
+from impala_torch.flags.config import PER_PROCESS, UserError
 
 
 def main(argv: list[str]) -> int:

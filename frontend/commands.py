@@ -10,8 +10,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from frontend.workers import Worker, WorkerSet
-from impala_torch.command_line import to_argv
-from impala_torch.config import Config
+from impala_torch.flags.command_line import to_argv
+from impala_torch.flags.config import Config
 
 LEARNERS = "learners"  # the name of the learners' command, window and log
 MONITOR = "monitor"
@@ -100,7 +100,8 @@ def learners(
 def allreduce(sets: Sequence[WorkerSet], places: Sequence[Place], mpi: Mpi) -> list[str]:
     """The command that times an allreduce over the learners' hosts."""
     programs = [
-        _in_folder([place.python, "-m", "impala_torch.allreduce"], place) for place in places
+        _in_folder([place.python, "-m", "impala_torch.measure.allreduce"], place)
+        for place in places
     ]
     return mpi_job(_mpi_hosts(sets, places), programs, mpi, any(place.folder for place in places))
 
@@ -175,12 +176,12 @@ def preflight(config: Config, place: Place) -> list[str]:
 
 def supervisor(place: Place, record: str) -> list[str]:
     """The command that starts the learners and looks after the run."""
-    return [place.python, "-m", "frontend.supervise", record]
+    return [place.python, "-m", "frontend.watch.supervise", record]
 
 
 def monitor(place: Place, record: str) -> list[str]:
     """The command of the live view."""
-    return [place.python, "-m", "frontend.monitor", record]
+    return [place.python, "-m", "frontend.watch.monitor", record]
 
 
 def keep_log(argv: Sequence[str], log: str) -> list[str]:

@@ -1,12 +1,12 @@
-"""Every flag of the frontend, declared once; those of training are ``impala_torch.config``'s."""
+"""Every flag of the frontend, declared once; training's are ``impala_torch.flags.config``'s."""
 
 import dataclasses
 from typing import Any
 
 from absl import flags
 
-from impala_torch.command_line import declare
-from impala_torch.config import UserError, flag
+from impala_torch.flags.command_line import declare
+from impala_torch.flags.config import UserError, flag
 
 RUN, HOSTS, SLURM, MANY = "starting a run", "other hosts", "on Slurm", "a run's life"
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from frontend import slurm, workers
 from frontend.flags import Options
-from frontend.host import run_dir
+from frontend.hosts.host import run_dir
 from frontend.run_plan import Plan, plan
 from frontend.workers import Worker
-from impala_torch.config import Config, UserError
+from impala_torch.flags.config import Config, UserError
 
 _SESSIONS = "~/.impala_torch/sessions"
 

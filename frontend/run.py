@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
-from frontend import commands, tmux
+from frontend import commands
 from frontend.commands import LEARNERS, MONITOR, Command
-from frontend.hosts import Hosts, HostSpec
+from frontend.hosts import tmux
+from frontend.hosts.hosts import Hosts, HostSpec
+from frontend.hosts.ssh import HostError
 from frontend.run_plan import HostPlan, Plan
-from frontend.ssh import HostError
 from frontend.tables import table
-from impala_torch.config import UserError
+from impala_torch.flags.config import UserError
 
 KEYS = "hosts.key"  # what each host holds, kept here to give it again to one that comes back
 SUPERVISOR_PID = "supervisor.pid"
@@ -155,7 +156,7 @@ def _supervisor(run: Plan) -> int:
         pid = int((run.directory / SUPERVISOR_PID).read_text())
         # An id comes again: what has it now must be a supervisor of this run.
         words = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        if run.record.encode() in words and b"frontend.supervise" in words:
+        if run.record.encode() in words and b"frontend.watch.supervise" in words:
             return pid
     return 0
 

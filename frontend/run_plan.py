@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from frontend import commands, slurm, workers
 from frontend.commands import LEARNERS, MONITOR, RELAY, Command, Mpi, Place
 from frontend.flags import Options
-from frontend.host import run_dir
-from frontend.hosts import Here, Hosts, HostSpec, resolve, spec_of
-from frontend.ssh import Trust
+from frontend.hosts.host import run_dir
+from frontend.hosts.hosts import Here, Hosts, HostSpec, resolve, spec_of
+from frontend.hosts.ssh import Trust
 from frontend.workers import Worker, WorkerSet
-from impala_torch.config import Config, UserError, default_logdir
 from impala_torch.endpoint.keys import is_loopback
+from impala_torch.flags.config import Config, UserError, default_logdir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEARNER_KEY, ACTOR_KEY = "learner.key", "actor.key"

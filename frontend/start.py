@@ -13,15 +13,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from frontend import check, commands, endpoints, follow, record, sync, tmux, workers
-from frontend.hosts import Hosts, HostSpec, resolve
+from frontend import commands, record, workers
+from frontend.hosts import check, sync, tmux
+from frontend.hosts.hosts import Hosts, HostSpec, resolve
+from frontend.hosts.ssh import HostError
 from frontend.run import KEYS, base_request, end_all, start_request
 from frontend.run_plan import ACTOR_KEY, LEARNER_KEY, ROOT, Plan
-from frontend.ssh import HostError
 from frontend.tables import table
-from frontend.welcome import ActorState, StartError, Welcome
-from impala_torch.config import UserError
+from frontend.watch import endpoints, follow
+from frontend.watch.welcome import ActorState, StartError, Welcome
 from impala_torch.endpoint import keys as curve
+from impala_torch.flags.config import UserError
 
 
 def start(run: Plan, session: tmux.Session, out: TextIO = sys.stdout) -> None:

@@ -9,13 +9,13 @@ import torch
 from impala_torch import environments
 from impala_torch.agents import make_agent, precision, weights
 from impala_torch.agents.base import Agent
-from impala_torch.config import Config
+from impala_torch.agents.stacking import FrameStacker
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.endpoint.messages import RunSpec, UnrollCodec
 from impala_torch.environments.base import Environment
-from impala_torch.stacking import FrameStacker
+from impala_torch.flags.config import Config
 from impala_torch.structures import (
     AgentInput,
     AgentOutput,

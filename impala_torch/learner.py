@@ -14,29 +14,24 @@ from typing import Any, NamedTuple
 
 import torch
 
-from impala_torch import (
-    __version__,
-    agents,
-    devices,
-    environments,
-    losses,
-    memory,
-    optimizers,
-    rundir,
-)
+from impala_torch import __version__, agents, environments
 from impala_torch.actor import run_spec_of
 from impala_torch.agents import precision, weights
-from impala_torch.config import PER_PROCESS, Config, UserError, to_dict
+from impala_torch.agents.stacking import stack_frames
+from impala_torch.algorithms import impala
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import Batch, BatchQueue
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.feed import Feed
-from impala_torch.group import Group
-from impala_torch.progress import Progress
-from impala_torch.stacking import stack_frames
+from impala_torch.flags.config import PER_PROCESS, Config, UserError, to_dict
+from impala_torch.learning import optimizers
+from impala_torch.learning.feed import Feed
+from impala_torch.learning.group import Group
+from impala_torch.learning.training_state import TrainingState
+from impala_torch.machine import devices, malloc
+from impala_torch.report import rundir
+from impala_torch.report.progress import Progress
 from impala_torch.structures import AgentInput, Unroll, empty_unroll
-from impala_torch.training_state import TrainingState
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +67,7 @@ class Learner:
         self.config, self.group, self.logdir = config, group, logdir
         self.device = devices.choose(config.device, group.local_rank)
         group.check_device(self.device)
-        memory.keep_freed()
+        malloc.keep_freed()
         threads = config.learner_threads or max(1, (os.cpu_count() or 1) // group.local_size)
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
@@ -165,7 +160,7 @@ class Learner:
         """What all ranks do with a batch each: add its gradient up, and step where that is due."""
         unroll = self.feed.on_device(batch)
         for _ in range(self.config.batch_reuse):
-            loss, metrics = losses.impala_loss(
+            loss, metrics = impala.impala_loss(
                 self.forward(unroll), unroll, self.config, self.entropy_cost
             )
             if self._backwards == 0:
@@ -173,7 +168,7 @@ class Learner:
             loss.backward()
             self.feed.prepare_next()  # before anything waits for the device
             self._backwards += 1
-            self._metrics = losses.add_metrics(self._metrics, metrics, self._backwards)
+            self._metrics = impala.add_metrics(self._metrics, metrics, self._backwards)
             if self._backwards == self.config.batches_per_step:
                 progress.stepped(self._metrics, self._step())
                 self._backwards = 0

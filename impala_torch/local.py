@@ -8,11 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 
-from impala_torch import command_line, processes
-from impala_torch.config import Config
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.group import Group
+from impala_torch.flags import command_line
+from impala_torch.flags.config import Config
 from impala_torch.learner import Learner
+from impala_torch.learning.group import Group
+from impala_torch.machine import processes
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,10 @@ Prints one sentence and exits with 2 where something cannot work.
 import pathlib
 import sys
 
-from impala_torch import agents, checkpoint, command_line, environments
-from impala_torch.config import Config
+from impala_torch import agents, environments
+from impala_torch.flags import command_line
+from impala_torch.flags.config import Config
+from impala_torch.learning import checkpoint
 
 
 def check(config: Config) -> None:

@@ -10,11 +10,12 @@ import sys
 
 import torch
 
-from impala_torch import group as groups
-from impala_torch import losses
 from impala_torch.agents import make_agent, weights
-from impala_torch.config import Config, UserError
-from impala_torch.optimizers import TFRMSProp
+from impala_torch.algorithms import impala
+from impala_torch.flags.config import Config, UserError
+from impala_torch.learning import group as groups
+from impala_torch.learning.optimizers import TFRMSProp
+from impala_torch.learning.training_state import TrainingState
 from impala_torch.structures import (
     AgentInput,
     EnvironmentSpec,
@@ -23,7 +24,6 @@ from impala_torch.structures import (
     empty_unroll,
     unroll_layout,
 )
-from impala_torch.training_state import TrainingState
 
 SPEC = EnvironmentSpec(ObservationSpec((4,), "float32", 1), 3)
 CONFIG = Config(gradients_clipping=1.0, entropy_cost=0.01)
@@ -83,7 +83,7 @@ def train(
                 torch.cat([batch.initial_action[None], batch.action[:-1]]),
             )
             outputs, _ = agent(inputs, batch.agent_state)
-            loss, _ = losses.impala_loss(outputs, batch, CONFIG)
+            loss, _ = impala.impala_loss(outputs, batch, CONFIG)
             loss.backward()
         group.step(optimizer, parameters, CONFIG.gradients_clipping)
     return weights.flatten(agent)

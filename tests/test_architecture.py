@@ -10,69 +10,44 @@ from tests.conftest import ROOT
 
 # Module or package -> what of the project it may import; a package may import itself.
 MAY_IMPORT = {
-    "impala_torch.presets": set(),
-    "impala_torch.config": {"presets"},
-    "impala_torch.command_line": {"config", "presets"},
+    # The algorithm, from what flows to what runs.
     "impala_torch.structures": set(),
     "impala_torch.vtrace": set(),
-    "impala_torch.optimizers": set(),
-    "impala_torch.stacking": set(),
-    "impala_torch.frames": set(),
-    "impala_torch.processes": set(),
-    "impala_torch.losses": {"vtrace", "structures", "config"},
-    "impala_torch.plugins": {"config"},
-    "impala_torch.agents": {"structures", "config", "plugins"},
-    "impala_torch.environments": {"structures", "config", "plugins"},
-    "impala_torch.endpoint": {"structures", "config", "frames"},
-    "impala_torch.feed": {"structures", "endpoint"},
-    "impala_torch.group": {"config"},
-    "impala_torch.checkpoint": {"config"},
-    "impala_torch.metrics": {"structures"},
-    "impala_torch.wandb_log": {"config"},
-    "impala_torch.rundir": {"config", "checkpoint", "protocol", "wandb_log"},
-    "impala_torch.preflight": {"config", "command_line", "agents", "environments", "checkpoint"},
-    "impala_torch.actor": {
-        *("config", "structures", "agents", "environments", "endpoint", "stacking"),
-    },
-    "impala_torch.devices": {"config"},
-    "impala_torch.training_state": {"config", "checkpoint", "group"},
-    "impala_torch.bottleneck": set(),
-    "impala_torch.network": set(),
-    "impala_torch.memory": set(),
-    "impala_torch.results": {"config", "metrics", "checkpoint", "environments", "protocol"},
-    "impala_torch.progress": {
-        "results",
-        *("bottleneck", "network", "wandb_log"),
-        *("config", "metrics", "structures", "endpoint", "group", "training_state"),
-    },
+    "impala_torch.algorithms": {"vtrace", "structures", "flags"},
+    "impala_torch.actor": {"flags", "structures", "agents", "environments", "endpoint"},
     "impala_torch.learner": {
-        *("config", "structures", "agents", "environments", "endpoint", "stacking", "losses"),
-        *("optimizers", "group", "devices", "training_state", "progress", "rundir", "actor"),
-        *("memory", "evaluation", "feed"),
+        *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),
+        *("actor", "report", "machine", "evaluation"),
     },
-    "impala_torch.local": {
-        *("config", "command_line", "group", "learner", "processes", "evaluation"),
+    "impala_torch.local": {"flags", "learning", "learner", "machine", "evaluation"},
+    # What serves it.
+    "impala_torch.flags": set(),
+    "impala_torch.machine": {"flags"},
+    "impala_torch.agents": {"structures", "flags"},
+    "impala_torch.environments": {"structures", "flags"},
+    "impala_torch.endpoint": {"structures", "flags"},
+    "impala_torch.learning": {"structures", "flags", "endpoint"},
+    "impala_torch.report": {
+        *("flags", "structures", "environments", "endpoint", "learning", "machine"),
     },
-    "impala_torch.sample": {"config", "environments", "actor"},
-    "impala_torch.protocol": {"config", "environments"},
     "impala_torch.evaluation": {
-        *("config", "structures", "agents", "environments", "endpoint", "checkpoint", "actor"),
-        *("metrics", "protocol", "processes", "command_line"),
+        *("flags", "structures", "agents", "environments", "endpoint", "learning", "actor"),
+        *("report", "machine"),
     },
-    "impala_torch.allreduce": {"config", "group"},
     "impala_torch.measure": {
-        *("config", "structures", "agents", "environments", "endpoint", "losses", "group"),
-        *("actor", "learner", "progress", "sample", "network", "command_line"),
+        *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),
+        *("actor", "learner", "report", "machine"),
     },
-    "impala_torch.plot": {"config"},
-    "impala_torch.tb": {"config"},
-    "impala_torch.runner": {"config", "processes"},
-    "frontend": {"config", "command_line", "endpoint"},
+    "impala_torch.preflight": {"flags", "agents", "environments", "learning"},
+    "impala_torch.plot": {"flags"},
+    "impala_torch.tb": {"flags"},
+    "impala_torch.runner": {"flags", "machine"},
+    "frontend": {"flags", "endpoint"},
     "experiment": {
-        *("config", "actor", "learner", "local", "evaluation", "group", "processes", "rundir"),
-        *("sample", "endpoint", "command_line"),
+        *("flags", "actor", "learner", "local", "evaluation", "learning", "machine", "report"),
+        *("measure", "endpoint"),
     },
-    "run_experiment_mm_raw": {"config", "command_line", "frontend"},
+    "run_experiment_mm_raw": {"flags", "frontend"},
 }
 
 
@@ -137,5 +112,5 @@ def test_flags_are_declared_in_two_places_only():
         found = [path for path in sources() if re.search(pattern, path.read_text())]
         return [str(path.relative_to(ROOT)) for path in found]
 
-    assert mentioning(r"= flag\(") == ["impala_torch/config.py", "frontend/flags.py"]
-    assert mentioning("DEFINE_") == ["impala_torch/command_line.py"]
+    assert mentioning(r"= flag\(") == ["impala_torch/flags/config.py", "frontend/flags.py"]
+    assert mentioning("DEFINE_") == ["impala_torch/flags/command_line.py"]

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from absl import flags
 
-from impala_torch import command_line
-from impala_torch import config as config_lib
+from impala_torch.flags import command_line
+from impala_torch.flags import config as config_lib
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, frames_of
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from impala_torch import checkpoint
+from impala_torch.learning import checkpoint
 from tests.conftest import ROOT
 
 CARTPOLE = [

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from impala_torch.agents import weights
-from impala_torch.config import Config, UserError, check
-from impala_torch.group import Group
+from impala_torch.flags.config import Config, UserError, check
 from impala_torch.learner import Learner
-from impala_torch.progress import Progress
+from impala_torch.learning.group import Group
+from impala_torch.report.progress import Progress
 from impala_torch.structures import unroll_layout
 
 T = 5

@@ -7,9 +7,10 @@ import pytest
 from absl import flags
 
 from frontend import flags as frontend_flags
-from frontend import plan
-from impala_torch import command_line, config, tb
+from frontend.plan import __main__ as plan
+from impala_torch import tb
 from impala_torch.agents import ZOO
+from impala_torch.flags import command_line, config
 from impala_torch.plot import __main__ as plot
 from impala_torch.runner import __main__ as runner
 from tests.conftest import ROOT

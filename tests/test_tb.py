@@ -9,8 +9,8 @@ import urllib.request
 import pytest
 
 from impala_torch import tb
-from impala_torch.config import UserError
-from impala_torch.metrics import RunLog
+from impala_torch.flags.config import UserError
+from impala_torch.report.metrics import RunLog
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
-from impala_torch import frames
+from impala_torch.endpoint import blocks
 from impala_torch.structures import (
     EnvironmentSpec,
     EpisodeResult,
@@ -169,8 +169,8 @@ class UnrollCodec:
     def __init__(self, spec: RunSpec) -> None:
         self.spec = spec
         self._layout = unroll_layout(spec.environment, spec.unroll_length, spec.state_size)
-        self._encoder = frames.Encoder()
-        self._decoder = frames.Decoder()
+        self._encoder = blocks.Encoder()
+        self._decoder = blocks.Decoder()
         before, after, dtype = self._layout["observation"]
         self._block_shape = (*before, *after)
         self._block_bytes = math.prod(self._block_shape) * np.dtype(dtype).itemsize
@@ -234,7 +234,7 @@ class UnrollCodec:
                 raise BadMessage(f"unroll has {name} that is not finite")
         for block in values["observation"]:
             try:
-                frames.check_size(block, self._block_bytes)
+                blocks.check_size(block, self._block_bytes)
             except ValueError as error:
                 raise BadMessage(f"observations: {error}") from error
         return Unroll(**values)

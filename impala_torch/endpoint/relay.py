@@ -25,9 +25,9 @@ from typing import NoReturn
 
 import zmq
 
-from impala_torch.config import MAX_SOCKET_PATH_BYTES, UserError, parse_address
 from impala_torch.endpoint import keys as curve
-from impala_torch.endpoint.relayed import WorkerSet
+from impala_torch.endpoint.relay_set import WorkerSet
+from impala_torch.flags.config import MAX_SOCKET_PATH_BYTES, UserError, parse_address
 
 log = logging.getLogger(__name__)
 

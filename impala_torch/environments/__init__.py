@@ -8,10 +8,10 @@ order.
 from types import ModuleType
 from typing import Any
 
-from impala_torch.config import Config
 from impala_torch.environments import atari, gymnasium_envs
 from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
+from impala_torch.flags.config import Config
 from impala_torch.structures import EnvironmentSpec
 
 _FAMILIES: list[tuple[ModuleType, type[Environment]]] = [

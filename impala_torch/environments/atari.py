@@ -21,9 +21,9 @@ from ale_py import roms
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 
-from impala_torch.config import UserError
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker
+from impala_torch.flags.config import UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 
 STACK = 4
@@ -55,7 +55,7 @@ def environment_spec(level_name: str, *, width: int, height: int) -> Environment
 def rules(
     level_name: str, *, width: int, height: int, num_action_repeats: int, episodic_life: bool
 ) -> dict[str, Any]:
-    """The rules of play, as plain values by name; see ``impala_torch.protocol``."""
+    """The rules of play, as plain values by name; see ``impala_torch.report.provenance``."""
     spec = environment_spec(level_name, width=width, height=height)
     return {
         "sticky_actions": sticky_actions(level_name),

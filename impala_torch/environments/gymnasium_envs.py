@@ -16,10 +16,10 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from impala_torch import plugins
-from impala_torch.config import UserError
 from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.episodes import EpisodeTracker
+from impala_torch.flags import plugins
+from impala_torch.flags.config import UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 
 DEFAULT_REPEATS = 1

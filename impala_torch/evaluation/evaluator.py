@@ -12,16 +12,16 @@ import time
 
 import torch
 
-from impala_torch import checkpoint
 from impala_torch.actor import make_acting_agent, run_spec_of
 from impala_torch.agents import Agent, weights
-from impala_torch.config import Config, UserError
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Scores
 from impala_torch.evaluation.scorebook import Trained
+from impala_torch.flags.config import Config, UserError
+from impala_torch.learning import checkpoint
 
 log = logging.getLogger(__name__)
 

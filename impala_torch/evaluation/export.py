@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from impala_torch import checkpoint
-from impala_torch.config import UserError
+from impala_torch.flags.config import UserError
+from impala_torch.learning import checkpoint
 
 _KEPT = ("model", "frames", "updates", "hours", "games", "version")
 # What a reader needs to make the agent and its level; the rest tells of somebody's machine.

@@ -11,9 +11,9 @@ import torch
 from impala_torch import environments
 from impala_torch.actor import Player, seeds_of
 from impala_torch.agents import Agent
-from impala_torch.config import Config
 from impala_torch.environments import atari
 from impala_torch.evaluation import atari_scores
+from impala_torch.flags.config import Config
 from impala_torch.structures import AgentOutput
 
 # Of no worker set: these games differ from those of training with the same --seed.

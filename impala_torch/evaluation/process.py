@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from impala_torch import command_line, processes
-from impala_torch.config import Config
+from impala_torch.flags import command_line
+from impala_torch.flags.config import Config
+from impala_torch.machine import processes
 
 log = logging.getLogger(__name__)
 

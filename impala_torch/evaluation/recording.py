@@ -10,9 +10,9 @@ from typing import Any
 import av
 import numpy as np
 
-from impala_torch.config import Config, UserError
 from impala_torch.evaluation import picture
 from impala_torch.evaluation.games import Game
+from impala_torch.flags.config import Config, UserError
 
 log = logging.getLogger(__name__)
 

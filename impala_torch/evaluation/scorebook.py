@@ -8,10 +8,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from impala_torch import checkpoint, environments, protocol
-from impala_torch.config import Config, UserError
+from impala_torch import environments
 from impala_torch.evaluation import atari_scores, games
 from impala_torch.evaluation.games import Scores
+from impala_torch.flags.config import Config, UserError
+from impala_torch.learning import checkpoint
+from impala_torch.report import provenance
 
 CSV, JSON = "evaluation.csv", "evaluation.json"
 
@@ -122,9 +124,9 @@ def card(
             "seed": config.seed,
             "num_envs": games.num_envs(config),
         },
-        "protocol": protocol.describe(config, training=False),
-        "hardware": protocol.hardware(),
-        "versions": protocol.versions(),
+        "protocol": provenance.describe(config, training=False),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from impala_torch.config import OUTPUT, PER_PROCESS, Config
+from impala_torch.flags.config import OUTPUT, PER_PROCESS, Config
 from impala_torch.plot.runs import Run, short_names
 from impala_torch.plot.tables import IMPALA_TORCH
 

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from impala_torch import processes
+from impala_torch.machine import processes
 from impala_torch.runner import state
 from impala_torch.runner.state import Status
 

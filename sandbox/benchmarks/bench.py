@@ -32,15 +32,17 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import wire  # noqa: E402
 
-from impala_torch import environments, losses, sample  # noqa: E402
+from impala_torch import environments  # noqa: E402
 from impala_torch.actor import Player, UnrollCollector, run_spec_of  # noqa: E402
 from impala_torch.agents import make_agent, precision  # noqa: E402
-from impala_torch.config import Config  # noqa: E402
+from impala_torch.algorithms import impala  # noqa: E402
 from impala_torch.endpoint.messages import UnrollCodec  # noqa: E402
 from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
-from impala_torch.group import Group  # noqa: E402
+from impala_torch.flags.config import Config  # noqa: E402
 from impala_torch.learner import Learner  # noqa: E402
-from impala_torch.progress import Progress  # noqa: E402
+from impala_torch.learning.group import Group  # noqa: E402
+from impala_torch.measure import sample  # noqa: E402
+from impala_torch.report.progress import Progress  # noqa: E402
 from impala_torch.structures import AgentInput  # noqa: E402
 
 LEVEL = "PongNoFrameskip-v4"
@@ -206,7 +208,7 @@ def _learning(config: Config, options: Options) -> Row:
 
         def bare() -> int:
             outputs = learner.forward(batch.tensors)
-            loss, _ = losses.impala_loss(outputs, batch.tensors, config)
+            loss, _ = impala.impala_loss(outputs, batch.tensors, config)
             learner.optimizer.zero_grad()
             loss.backward()
             return steps

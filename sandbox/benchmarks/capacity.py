@@ -28,12 +28,12 @@ import torch  # noqa: E402
 from impala_torch import environments  # noqa: E402
 from impala_torch.actor import Player, UnrollCollector, run_spec_of  # noqa: E402
 from impala_torch.agents import make_agent, weights  # noqa: E402
-from impala_torch.config import Config  # noqa: E402
 from impala_torch.endpoint import keys as curve  # noqa: E402
 from impala_torch.endpoint import messages  # noqa: E402
 from impala_torch.endpoint.batches import Batch, BatchQueue, QueueClosed  # noqa: E402
 from impala_torch.endpoint.client import EndpointClient, RunEnded  # noqa: E402
 from impala_torch.endpoint.server import EndpointServer  # noqa: E402
+from impala_torch.flags.config import Config  # noqa: E402
 from impala_torch.structures import Unroll, empty_unroll  # noqa: E402
 
 GAMES = ("Pong", "Breakout", "Seaquest")

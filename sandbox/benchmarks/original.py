@@ -1,4 +1,4 @@
-"""The TensorFlow original's published throughput, against the model of ``frontend.scaling``.
+"""The TensorFlow original's published throughput, against the model of ``frontend.plan.scaling``.
 
     python sandbox/benchmarks/original.py
 
@@ -15,8 +15,8 @@ from collections.abc import Mapping
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from frontend import scaling  # noqa: E402
-from frontend.scaling import Costs, Network  # noqa: E402
+from frontend.plan import scaling  # noqa: E402
+from frontend.plan.scaling import Costs, Network  # noqa: E402
 
 # Thousand agent steps per second.
 BY_ACTORS: Mapping[int, float] = {15: 2.3, 30: 4.3, 45: 6.0, 60: 6.2, 90: 6.2, 110: 6.3}

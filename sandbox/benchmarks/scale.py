@@ -29,11 +29,12 @@ from collections.abc import Iterator, Sequence
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from frontend import commands, scaling  # noqa: E402
-from frontend import costs as costs_lib  # noqa: E402
+from frontend import commands  # noqa: E402
 from frontend.commands import Mpi  # noqa: E402
-from frontend.scaling import Costs, Network  # noqa: E402
-from impala_torch.config import Config  # noqa: E402
+from frontend.plan import costs as costs_lib  # noqa: E402
+from frontend.plan import scaling  # noqa: E402
+from frontend.plan.scaling import Costs, Network  # noqa: E402
+from impala_torch.flags.config import Config  # noqa: E402
 from sandbox.benchmarks import original  # noqa: E402
 
 # Agent -> B: updates of some 0.1 to 0.3 s on a core.
@@ -268,7 +269,7 @@ def ranks_costs(agent: str, alone: Job, variant: Variant) -> Costs:
     """The model's costs of a rank here, by what it does alone and by a bare allreduce."""
     quarters = statistics.quantiles(alone.update_secs, n=4)
     # On a held link the wire is the model's: the rest is timed on one that nothing holds.
-    program = [sys.executable, "-m", "impala_torch.allreduce"]
+    program = [sys.executable, "-m", "impala_torch.measure.allreduce"]
     argv = mpirun(program, variant.ranks, UNHELD if variant.mbit else 0.0)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, check=True)

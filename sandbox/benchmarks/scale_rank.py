@@ -18,8 +18,9 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from impala_torch import command_line, measure  # noqa: E402
-from impala_torch import group as groups  # noqa: E402
+from impala_torch.flags import command_line  # noqa: E402
+from impala_torch.learning import group as groups  # noqa: E402
+from impala_torch.measure import measure  # noqa: E402
 
 
 class Flat(groups.HorovodGroup):

@@ -17,7 +17,7 @@ import capacity
 import numpy as np
 import torch
 
-from impala_torch import checkpoint, environments
+from impala_torch import environments
 from impala_torch.actor import Player, UnrollCollector, run_spec_of
 from impala_torch.agents import make_agent, precision, weights
 from impala_torch.endpoint import keys as curve
@@ -25,6 +25,7 @@ from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.client import EndpointClient
 from impala_torch.endpoint.messages import UnrollCodec
 from impala_torch.endpoint.server import EndpointServer
+from impala_torch.learning import checkpoint
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 ACTORS = 64

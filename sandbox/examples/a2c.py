@@ -31,10 +31,13 @@ import numpy as np
 import plotext
 import torch
 
-from impala_torch import environments, group, losses, optimizers, processes, vtrace
+from impala_torch import environments, vtrace
 from impala_torch.agents import Agent, make_agent, weights
-from impala_torch.config import UserError
+from impala_torch.algorithms import impala
 from impala_torch.environments.base import Environment
+from impala_torch.flags.config import UserError
+from impala_torch.learning import group, optimizers
+from impala_torch.machine import processes
 from impala_torch.structures import AgentInput, EnvOutput, EpisodeResult
 
 RECENT = 100  # episodes whose mean return is told
@@ -160,9 +163,9 @@ def a2c_loss(agent: Agent, rollout: Rollout, settings: Settings) -> torch.Tensor
     discounts = settings.discounting * (~rollout.inputs.done[1:]).float()
     targets = n_step_returns(rewards, discounts, values, outputs.baseline[-1])
     return (
-        losses.policy_gradient_loss(logits, rollout.actions, targets.pg_advantages)
-        + settings.baseline_cost * losses.baseline_loss(targets.vs - values)
-        + settings.entropy_cost * losses.entropy_loss(logits)
+        impala.policy_gradient_loss(logits, rollout.actions, targets.pg_advantages)
+        + settings.baseline_cost * impala.baseline_loss(targets.vs - values)
+        + settings.entropy_cost * impala.entropy_loss(logits)
     )
 
 

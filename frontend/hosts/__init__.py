@@ -1,0 +1,1 @@
+"""Other machines, and this one like them: SSH, tmux, facts, files."""

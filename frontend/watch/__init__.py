@@ -1,0 +1,1 @@
+"""A run that goes on: its status, live view, supervisor, and the welcome of its actors."""

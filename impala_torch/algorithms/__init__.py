@@ -1,0 +1,1 @@
+"""What is minimised: losses and update rules, one file an algorithm."""

@@ -1,0 +1,1 @@
+"""What a user says: flags, presets, plugins, and the errors that name them."""

@@ -1,0 +1,462 @@
+"""Every flag of training, declared once: name, type, default, help, allowed values.
+
+``Config`` is the declaration and what code receives; ``command_line`` reads and writes it.
+
+Importing this module loads neither torch nor any environment.
+"""
+
+import dataclasses
+import datetime
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from impala_torch.flags.presets import PRESETS
+
+LARGE_ENVS = 32  # --num_envs where batches are as large: an actor's message is then one batch
+MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in a sentence that names the flag, file or host.
+
+    Entry points print it and exit with code 2; nobody gets to see a traceback for it.
+    """
+
+
+def flag(group: str, default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """A field of ``Config`` that is also a flag. ``group`` is its chapter in --helpfull."""
+    metadata = {"group": group, "help": help_text, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT, WANDB = (
+    "the run",
+    "the environment",
+    "the agent",
+    "acting",
+    "learning",
+    "the loss",
+    "the optimizer",
+    "what a run leaves",
+    "Weights & Biases",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The flags of training, with T = unroll length, B = batch size, E = --num_envs."""
+
+    # --- the run ---
+    mode: str = flag(
+        RUN,
+        "train",
+        "train, or test: play --test_num_episodes whole games with the newest checkpoint of "
+        "--logdir; print mean, median, standard deviation, minimum and maximum return, and the "
+        "human-normalised score of Atari games; write evaluation.json and evaluation.csv; or "
+        "sample: step the environments of --num_actors processes with random actions for "
+        "--sample_secs, which bounds what any training on this machine can reach.",
+        choices=("train", "test", "sample"),
+    )
+    preset: str = flag(
+        RUN,
+        "none",
+        "Defaults that work together, for the flags that are not given: atari_fast = Atari games "
+        "on a few CPU cores (sandbox/case_studies.md tells how well).",
+        choices=tuple(PRESETS),
+    )
+    config: str = flag(
+        RUN,
+        "",
+        "A run's config.json: start the same again, in a new --logdir. Flags that are given go "
+        "before it.",
+    )
+    job_name: str = flag(
+        RUN,
+        "learner",
+        "What this process is when --task is 0 or more: a learner or an actor; or an evaluator, "
+        "which plays whole games with the weights of the learner at --learner_host every "
+        "--eval_interval_frames (a run starts its own).",
+        choices=("learner", "actor", "evaluator"),
+    )
+    task: int = flag(
+        RUN,
+        -1,
+        "Number of this process among those of its job: of an actor, its place in "
+        "--actor_hosts; of a learner, its number. -1 trains locally: a learner and --num_actors "
+        "actor processes on this machine.",
+    )
+    learner_host: str = flag(
+        RUN,
+        "localhost:8001",
+        "ip:port of the learner's parameter endpoint: what a learner serves and what its actors "
+        "connect to.",
+    )
+    actor_hosts: str = flag(
+        RUN,
+        "localhost:9001",
+        "Comma-separated ip:port of this learner's actors. Nothing listens there: the list says "
+        "how many actors the learner has, and each one's --task is its place in it.",
+    )
+    key_file: str = flag(
+        RUN,
+        "",
+        "File with the keys of the run, which encrypt the endpoint and admit only those who "
+        "hold it; made by 'python -m impala_torch.endpoint.keys FILE'. Needed wherever "
+        "--learner_host is not a loopback address.",
+    )
+    relay: str = flag(
+        RUN,
+        "",
+        "ipc:// address of this host's relay, through which an actor reaches --learner_host; "
+        "empty = directly.",
+    )
+    learner_timeout: float = flag(
+        RUN,
+        600.0,
+        "Seconds an actor goes on trying to reach a learner that is gone, keeping its "
+        "environments; 0 = for ever.",
+    )
+    seed: int = flag(
+        RUN,
+        1,
+        "Seed of weights, environments and action sampling; every actor derives its own.",
+    )
+    # --- the environment ---
+    level_name: str = flag(
+        ENVIRONMENT,
+        "BreakoutNoFrameskip-v4",
+        "An Atari game as <Game>NoFrameskip-v4 (no sticky actions) or ALE/<Game>-v5 (sticky "
+        "actions, 0.25), or the id of any registered gymnasium environment with discrete actions "
+        "and an image or vector observation; mypackage.mymodule:MyEnv-v0 imports the module that "
+        "registers it.",
+    )
+    width: int = flag(ENVIRONMENT, 84, "Width of the frames that the agent sees, in pixels.")
+    height: int = flag(ENVIRONMENT, 84, "Height of the frames that the agent sees, in pixels.")
+    num_action_repeats: int = flag(
+        ENVIRONMENT,
+        0,
+        "Environment frames per agent step. 0 = the usual of the level: 4 for Atari, else 1.",
+    )
+    episodic_life: bool = flag(
+        ENVIRONMENT,
+        True,
+        "In Atari, end the learner's episode with each life lost. The whole game's return is "
+        "reported too, and test mode plays whole games.",
+    )
+    # --- the agent ---
+    agent_name: str = flag(
+        AGENT,
+        "SimpleConvNetAgent",
+        "The network: SimpleConvNetAgent, ShallowConvNetAgent, ShallowConvLSTMAgent, "
+        "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors; or one of "
+        "your own as mypackage.mymodule:MyAgent, see sandbox/api.md.",
+    )
+    precision: str = flag(
+        AGENT,
+        "auto",
+        "Arithmetic of the torso's convolutions and linear layers; weights, heads, V-trace and "
+        "losses are float32 always. auto = bfloat16 where the processor or GPU has instructions "
+        "for it.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    # --- acting ---
+    num_actors: int = flag(
+        ACTING, 0, "Actor processes of local training (--task=-1). 0 = one for each core."
+    )
+    num_envs: int = flag(
+        ACTING,
+        16,
+        "E: environments of one actor, stepped together with one batched forward. Not given: 32 "
+        "where --batch_size is 32 or more, which is faster.",
+    )
+    actor_threads: int = flag(
+        ACTING,
+        0,
+        "Threads of one actor for emulation and inference. 0 = 1, for several actors a machine.",
+    )
+    # --- learning ---
+    total_environment_frames: int = flag(
+        LEARNING,
+        1_000_000_000,
+        "Environment frames (agent steps x repeats, over all learners) to train for. The "
+        "learning rate falls linearly to 0 over them.",
+    )
+    batch_size: int = flag(LEARNING, 2, "B: unrolls per update of one learner.")
+    unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.")
+    virtual_batch_size: int = flag(
+        LEARNING,
+        0,
+        "Unrolls per optimizer step of one learner: gradients of so many are added up, batch by "
+        "batch, before they are averaged over the learners and applied; exactly as if --batch_size "
+        "were as large, in the memory of the small one. A multiple of --batch_size; 0 = the same.",
+    )
+    batch_reuse: int = flag(
+        LEARNING,
+        1,
+        "Updates made with each batch. More than 1 learns more from a frame, for more of the "
+        "learner's time; V-trace corrects for the policy that moves meanwhile.",
+    )
+    queue_capacity: int = flag(
+        LEARNING,
+        2,
+        "Batches that may wait at a learner for training. It bounds the learner's memory, "
+        "whatever the number of actors; actors wait when it is full.",
+    )
+    max_policy_lag: int = flag(
+        LEARNING,
+        0,
+        "Drop unrolls that were acted with weights more than this many updates old. 0 = keep all.",
+    )
+    weights_precision: str = flag(
+        LEARNING,
+        "float32",
+        "Type that weights travel as to actors. bfloat16 halves what a pull costs the learner's "
+        "link; the learner keeps and checkpoints float32, and V-trace takes the rounded policy "
+        "for what it is, the behaviour policy.",
+        choices=("float32", "bfloat16"),
+    )
+    gradients_precision: str = flag(
+        LEARNING,
+        "float32",
+        "Type that learners average their gradients as. float16 halves what that sends: worth it "
+        "where the learners' link is slow, and nothing gained where it is not.",
+        choices=("float32", "float16"),
+    )
+    device: str = flag(
+        LEARNING,
+        "auto",
+        "Where the learner computes: cpu, cuda, cuda:N, or auto = a GPU where there is one (of "
+        "several, the one of the learner's local rank).",
+    )
+    learner_threads: int = flag(
+        LEARNING,
+        0,
+        "Threads of the learner's CPU arithmetic. 0 = the cores, shared by the ranks of a host, "
+        "and in local training with the actors: half of them.",
+    )
+    compile: bool = flag(
+        LEARNING,
+        False,
+        "Compile the learner's network with torch.compile: up to minutes at the start, for updates "
+        "that may be faster afterwards. Needs a C++ compiler on a CPU, and Triton on a GPU.",
+    )
+    # --- the loss ---
+    entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
+    entropy_decay: bool = flag(
+        LOSS,
+        False,
+        "Let --entropy_cost fall linearly to 0 over --total_environment_frames, as the learning "
+        "rate does: exploration first, then play that is sure of itself.",
+    )
+    baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.")
+    discounting: float = flag(LOSS, 0.99, "Discount per agent step.")
+    vtrace_lambda: float = flag(
+        LOSS,
+        1.0,
+        "Lambda of V-trace (remark 2 of the paper): less than 1 trusts the baseline more and the "
+        "rewards of the unroll less, with less variance.",
+    )
+    reward_clipping: str = flag(
+        LOSS,
+        "abs_one",
+        "abs_one: clip to [-1, 1]. soft_asymmetric: 5 tanh(r / 5), negatives times 0.3. none.",
+        choices=("abs_one", "soft_asymmetric", "none"),
+    )
+    # --- the optimizer ---
+    learning_rate: float = flag(OPTIMIZER, 0.00048, "Learning rate at frame 0.")
+    decay: float = flag(OPTIMIZER, 0.99, "Decay of RMSProp's mean square.")
+    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.")
+    epsilon: float = flag(
+        OPTIMIZER, 0.1, "Epsilon of RMSProp, inside the square root as in TensorFlow."
+    )
+    gradients_clipping: float = flag(
+        OPTIMIZER,
+        -1.0,
+        "Clip the averaged gradient's global norm to this. Negative = off.",
+    )
+    # --- what a run leaves ---
+    logdir: str = flag(
+        OUTPUT,
+        "",
+        "Directory of the run; a run that finds a checkpoint there goes on from it. Empty = "
+        "logs/<level>/<date-time>, with logs/latest pointing to it.",
+    )
+    save_checkpoint_secs: float = flag(
+        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end."
+    )
+    keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.")
+    quiet: bool = flag(
+        OUTPUT,
+        False,
+        "Show warnings and results only; the logs of a run in --logdir stay whole.",
+    )
+    progress_secs: float = flag(
+        OUTPUT, 5.0, "Seconds between lines of progress and of metrics.csv."
+    )
+    eval_interval_frames: int = flag(
+        OUTPUT,
+        0,
+        "Environment frames between evaluations beside training, in a process of their own on the "
+        "first learner's host: --test_num_episodes whole games with the weights of then, to "
+        "evaluation.csv and TensorBoard. 0 = none.",
+    )
+    test_num_episodes: int = flag(
+        OUTPUT, 10, "Whole games of an evaluation, in test mode and beside training."
+    )
+    greedy: bool = flag(
+        OUTPUT, False, "In evaluations take the likeliest action instead of sampling the policy."
+    )
+    checkpoint: str = flag(
+        OUTPUT, "", "Checkpoint file for test mode; empty = the newest of --logdir."
+    )
+    levels: str = flag(
+        OUTPUT,
+        "",
+        "Comma-separated levels for test mode, each with the newest run of it that is found in "
+        "--logdir and the folders below; or atari57: those of the 57 Atari games that are there.",
+    )
+    record: str = flag(
+        OUTPUT, "", "Folder for videos of test mode: an MP4 of every game, in all its frames."
+    )
+    render: bool = flag(
+        OUTPUT, False, "Show the games of test mode in a window, as fast as a person plays."
+    )
+    record_margin: bool = flag(
+        OUTPUT,
+        False,
+        "Write score and value (the agent's estimate of what is to come) into a margin under the "
+        "pictures of --record and --render.",
+    )
+    sample_secs: float = flag(OUTPUT, 10.0, "Seconds to sample for in sample mode.")
+    # --- Weights & Biases: Sample Factory's names ---
+    with_wandb: bool = flag(
+        WANDB,
+        False,
+        "Send the columns of metrics.csv to Weights & Biases too, over environment frames, with "
+        "the run's flags. Needs its client and 'wandb login' where the first learner runs; "
+        "WANDB_MODE=offline in the environment keeps them on this machine.",
+    )
+    wandb_user: str = flag(WANDB, "", "User or team (entity) there; empty = the user's own.")
+    wandb_project: str = flag(WANDB, "impala_torch", "Project there.")
+    wandb_group: str = flag(WANDB, "", "Group of the run there; empty = --level_name.")
+    wandb_job_type: str = flag(WANDB, "train", "Job type of the run there.")
+    wandb_tags: str = flag(WANDB, "", "Comma-separated tags of the run there.")
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose gradients are added up for one optimizer step."""
+        return max(1, self.virtual_batch_size // self.batch_size)
+
+    @property
+    def actors(self) -> list[str]:
+        """The actors' ``ip:port``, by task."""
+        return [host for host in self.actor_hosts.split(",") if host]
+
+    def replace(self, **changes: Any) -> "Config":
+        return dataclasses.replace(self, **changes)
+
+
+# Flags of test mode alone.
+TEST_ONLY = ("checkpoint", "levels", "record", "render", "record_margin")
+# Flags that name one process or mode; the others are the same for every process of a run.
+PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts", "relay", *TEST_ONLY)
+
+
+def check(config: Config) -> None:
+    """Raises UserError for values that cannot work, naming the flag."""
+    for name, value in to_dict(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{name} must be a finite number, not {value}")
+    positive = (
+        "total_environment_frames batch_size unroll_length queue_capacity num_envs "
+        "width height batch_reuse keep_checkpoints test_num_episodes progress_secs "
+        "save_checkpoint_secs epsilon sample_secs"
+    )
+    for name in positive.split():
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
+    not_negative = (
+        "num_action_repeats num_actors actor_threads learner_threads max_policy_lag "
+        "virtual_batch_size learner_timeout eval_interval_frames entropy_cost "
+        "baseline_cost learning_rate momentum seed"
+    )
+    for name in not_negative.split():
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name} must not be negative, and is {getattr(config, name)}")
+    for name in ("discounting", "decay", "vtrace_lambda"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise UserError(f"--{name} must be between 0 and 1, not {getattr(config, name)}")
+    if config.virtual_batch_size % config.batch_size:
+        raise UserError(
+            f"--virtual_batch_size={config.virtual_batch_size} is no multiple of "
+            f"--batch_size={config.batch_size}"
+        )
+    if config.virtual_batch_size > config.batch_size and config.batch_reuse > 1:
+        raise UserError(
+            "--batch_reuse needs a batch at hand, and --virtual_batch_size lets each go before "
+            "its step: give one of them, or a larger --batch_size"
+        )
+    parse_address(config.learner_host, "--learner_host")
+    for address in config.actors:
+        parse_address(address, "--actor_hosts")
+    if config.relay:
+        path = os.path.expanduser(config.relay.removeprefix("ipc://"))
+        if not config.relay.startswith("ipc://") or not path:
+            raise UserError(f"--relay must be ipc:// and a path, not '{config.relay}'")
+        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+            raise UserError(
+                f"--relay={config.relay}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes"
+            )
+    if config.task < -1:
+        raise UserError(f"--task must be -1 (train locally) or more, not {config.task}")
+    _check_evaluation(config)
+    if config.job_name == "actor":
+        if config.task == -1:
+            raise UserError(
+                "--job_name=actor needs --task: the actor's place in --actor_hosts, from 0"
+            )
+        if config.task >= len(config.actors):
+            raise UserError(
+                f"--task={config.task} is outside --actor_hosts, which names "
+                f"{len(config.actors)} actor(s): 0 to {len(config.actors) - 1}"
+            )
+
+
+def _check_evaluation(config: Config) -> None:
+    if config.mode != "test":
+        for name in TEST_ONLY:
+            if getattr(config, name) != getattr(Config, name):
+                raise UserError(f"--{name} is of --mode=test")
+    if config.checkpoint and config.levels:
+        raise UserError("--checkpoint is of one level, and --levels finds them itself: give one")
+    if config.record_margin and not (config.record or config.render):
+        raise UserError("--record_margin needs --record or --render: it is under their pictures")
+    if config.job_name == "evaluator":
+        if not config.logdir:
+            raise UserError("--job_name=evaluator needs --logdir: the directory for its results")
+        if not config.eval_interval_frames:
+            raise UserError("--job_name=evaluator needs --eval_interval_frames")
+
+
+def parse_address(address: str, source: str) -> tuple[str, int]:
+    """Splits ``ip:port``. Raises UserError naming ``source`` (a flag, or a file's line)."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or "/" in host:
+        raise UserError(f"{source}: '{address}' is not of the form ip:port")
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"{source}: the port '{port}' of '{address}' is not a number of 1 to 65535")
+    return host, int(port)
+
+
+def default_logdir(level_name: str, now: datetime.datetime | None = None) -> str:
+    """``logs/<level>/<date-time>``; slashes in a level's name become dashes."""
+    stamp = (now or datetime.datetime.now()).strftime("%Y%m%d-%H%M%S")
+    return str(pathlib.Path("logs") / re.sub(r"[^\w.-]+", "-", level_name) / stamp)
+
+
+def to_dict(config: Config) -> Mapping[str, Any]:
+    return dataclasses.asdict(config)

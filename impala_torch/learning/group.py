@@ -1,0 +1,219 @@
+"""The learner group: all learners of a run, in step.
+
+``Group`` is a group of one and needs neither Horovod nor MPI; ``HorovodGroup`` is what ``mpirun``
+started. Tensors travel over Horovod; control (agreeing, gathering, comparing) over MPI, as JSON.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from impala_torch.flags.config import UserError
+
+
+class Group:
+    """A group of one learner: every agreement is its own word."""
+
+    allreduce_secs = 0.0  # spent averaging gradients, in all
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+
+    def agree(self, words: Sequence[int]) -> list[int]:
+        """The largest of all ranks' words, place by place. All ranks call it at the same point."""
+        return list(words)
+
+    def gather(self, value: Any) -> list[Any]:
+        """All ranks' values (what JSON holds), by rank, on every rank."""
+        return [value]
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        """Raises UserError on every rank, naming the difference, unless all have equal facts."""
+
+    def check_device(self, device: torch.device) -> None:
+        """Raises UserError where gradients on ``device`` cannot be averaged."""
+
+    def distributed(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        backwards_per_step: int = 1,
+        precision: str = "float32",
+    ) -> torch.optim.Optimizer:
+        """An optimizer whose step uses the average of all ranks' gradients.
+
+        Args:
+          optimizer: what steps.
+          named_parameters: what it steps.
+          backwards_per_step: backward passes whose gradients add up before a step.
+          precision: type that gradients travel and are averaged as, float32 or float16.
+        """
+        return optimizer
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrites every rank's tensors with rank 0's."""
+
+    def average(self, tensor: torch.Tensor) -> None:
+        """Overwrites a tensor with the average of all ranks'."""
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[torch.nn.Parameter],
+        max_norm: float,
+    ) -> torch.Tensor | None:
+        """Steps, the averaged gradient's global norm clipped to ``max_norm`` (negative = not).
+
+        Returns:
+          The norm before clipping, [] float32, or None where it was not needed.
+        """
+        norm = self._clip(parameters, max_norm)
+        optimizer.step()
+        return norm
+
+    def close(self) -> None:
+        """Leaves the group; the last thing that a rank does with it."""
+
+    def abort(self, code: int) -> None:
+        """Ends all ranks after an error of this one that the others cannot agree on."""
+
+    @staticmethod
+    def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> torch.Tensor | None:
+        if max_norm < 0:
+            return None
+        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+
+
+class HorovodGroup(Group):
+    """The ranks that ``mpirun`` started."""
+
+    def __init__(self) -> None:
+        try:
+            # Before hvd.init(), which then shares the MPI that mpi4py set up for threads.
+            import horovod.torch as hvd
+            from mpi4py import MPI
+        except ImportError as error:
+            raise UserError(
+                f"several learners need Horovod and mpi4py, and {error.name} is not installed: "
+                "'docker/setup.sh train' builds them; one learner needs neither"
+            ) from error
+        self._hvd, self._mpi = hvd, MPI
+        # Ours alone: what we send must not mix with Horovod's own messages.
+        self._comm = MPI.COMM_WORLD.Dup()
+        hvd.init()
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+
+    def agree(self, words: Sequence[int]) -> list[int]:
+        mine = np.array(words, np.int64)
+        agreed = np.empty_like(mine)
+        self._wait(self._comm.Iallreduce(mine, agreed, self._mpi.MAX))
+        return agreed.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        sizes = np.empty(self.size, np.int64)
+        self._wait(self._comm.Iallgather(np.array([mine.size], np.int64), sizes))
+        everything = np.empty(int(sizes.sum()), np.uint8)
+        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        receive = [everything, (sizes.tolist(), starts.tolist()), self._mpi.BYTE]
+        self._wait(self._comm.Iallgatherv([mine, self._mpi.BYTE], receive))
+        return [
+            json.loads(everything[start : start + size].tobytes())
+            for start, size in zip(starts, sizes, strict=True)
+        ]
+
+    def check_same(self, facts: Mapping[str, Any]) -> None:
+        everyone = self.gather(dict(facts))
+        first = everyone[0]
+        for rank, theirs in enumerate(everyone):
+            for name in sorted({*first, *theirs}):
+                if first.get(name) != theirs.get(name):
+                    raise UserError(
+                        f"learner {rank} has {name} {theirs.get(name)!r} and learner 0 "
+                        f"{first.get(name)!r}: all learners of a run need the same flags and code"
+                    )
+
+    def check_device(self, device: torch.device) -> None:
+        if device.type == "cuda" and not self._hvd.cuda_built():
+            raise UserError(
+                "this Horovod was built without CUDA, so several learners cannot use GPUs: give "
+                "--device=cpu, or build it with HOROVOD_GPU_OPERATIONS=NCCL (its installation "
+                "guide says what that needs)"
+            )
+
+    def distributed(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        backwards_per_step: int = 1,
+        precision: str = "float32",
+    ) -> torch.optim.Optimizer:
+        compression = self._hvd.Compression
+        wrapped = self._hvd.DistributedOptimizer(
+            optimizer,
+            named_parameters=list(named_parameters),
+            op=self._hvd.Average,
+            backward_passes_per_step=backwards_per_step,
+            compression={"float32": compression.none, "float16": compression.fp16}[precision],
+        )
+        # Horovod makes a new optimizer of the same kind, which would forget what was restored.
+        wrapped.state = optimizer.state
+        return wrapped
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        handles = [
+            self._hvd.broadcast_async_(tensor, root_rank=0, name=f"broadcast.{index}")
+            for index, tensor in enumerate(tensors)
+        ]
+        for handle in handles:
+            self._hvd.synchronize(handle)
+
+    def average(self, tensor: torch.Tensor) -> None:
+        self._hvd.allreduce_(tensor, name="average", op=self._hvd.Average)
+
+    def step(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: Sequence[torch.nn.Parameter],
+        max_norm: float,
+    ) -> torch.Tensor | None:
+        if parameters[0].is_cuda:  # else the rest of backward would count as averaging
+            torch.cuda.current_stream().synchronize()
+        started = time.perf_counter()
+        optimizer.synchronize()  # type: ignore[attr-defined]
+        self.allreduce_secs += time.perf_counter() - started
+        norm = self._clip(parameters, max_norm)
+        with optimizer.skip_synchronize():  # type: ignore[attr-defined]
+            optimizer.step()
+        return norm
+
+    def close(self) -> None:
+        self._hvd.shutdown()
+
+    def abort(self, code: int) -> None:
+        self._comm.Abort(code)
+
+    @staticmethod
+    def _wait(request: Any) -> None:
+        # MPI's own wait spins; a learner shares its cores with actors, so nap between tests.
+        naps = 0
+        while not request.Test():
+            naps += 1
+            time.sleep(2e-5 if naps < 50 else 5e-4)
+
+
+def join() -> Group:
+    """The group that this process was started in: of one, unless ``mpirun`` started several.
+
+    Raises:
+      UserError: there are several and Horovod is not installed.
+    """
+    size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
+    return HorovodGroup() if size > 1 else Group()

@@ -1,0 +1,1 @@
+"""What the parts cost on this machine: sampling, acting, learning, averaging."""

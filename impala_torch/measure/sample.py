@@ -1,0 +1,98 @@
+"""Sample mode: random actions through the actors' environments, without network or learner.
+
+What it prints bounds the agent steps per second that any training on this machine can reach.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from impala_torch import environments
+from impala_torch.actor import seeds_of
+from impala_torch.flags.config import Config
+
+_WARM_STEPS = 50
+_ROWS = 997  # of random actions, made before the clock runs
+
+
+class Rates(NamedTuple):
+    """What sampling reached, over all processes."""
+
+    steps_per_sec: float  # agent steps
+    frames_per_sec: float  # environment frames
+    processes: int
+
+
+def run(config: Config) -> str:
+    """Samples, and says in a line what that reached."""
+    rates = measure(config)
+    return (
+        f"{rates.steps_per_sec:,.0f} agent steps/s, {rates.frames_per_sec:,.0f} frames/s "
+        f"({rates.processes} process(es) of {config.num_envs} environments, random actions)"
+    )
+
+
+def measure(config: Config) -> Rates:
+    """Steps E environments in each of --num_actors processes for --sample_secs.
+
+    Raises:
+      UserError: the level cannot be.
+    """
+    # Here first: a mistake is told once, in words.
+    environments.spec_for(config)
+    count = config.num_actors or os.cpu_count() or 1
+    steps = sum(side_by_side(_sample, config, count))
+    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    return Rates(steps, steps * repeats, count)
+
+
+def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[Any]:
+    """What ``count`` processes told that play at the same time.
+
+    Args:
+      play: run in each as ``play(config, task, together, results)``: gets ready, waits at the
+        barrier ``together``, and puts what it found into ``results``. A function of a module.
+      config: the flags.
+      count: of processes.
+
+    Raises:
+      RuntimeError: one of them failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    together = context.Barrier(count)
+    results: Any = context.SimpleQueue()
+    workers = [
+        context.Process(target=play, args=(config, task, together, results), daemon=True)
+        for task in range(count)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+        if worker.exitcode:
+            together.abort()  # the others would wait for it
+            raise RuntimeError(f"a measuring process ended with exit code {worker.exitcode}")
+    return [results.get() for _ in workers]
+
+
+def _sample(config: Config, task: int, together: Any, results: Any) -> None:
+    """One process: puts its agent steps per second."""
+    seeds = seeds_of(config.seed, 0, task)
+    environment = environments.make_for(config, seeds.environment)
+    shape = (_ROWS, config.num_envs)
+    rng = np.random.default_rng(seeds.actions)
+    actions = rng.integers(0, environment.spec.num_actions, shape, dtype=np.int64)
+    environment.reset()
+    for row in range(_WARM_STEPS):
+        environment.step(actions[row % _ROWS])
+    together.wait()
+    begun, steps = time.perf_counter(), 0
+    while (secs := time.perf_counter() - begun) < config.sample_secs:
+        environment.step(actions[steps % _ROWS])
+        steps += 1
+    results.put(steps * config.num_envs / secs)
+    environment.close()

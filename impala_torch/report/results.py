@@ -1,0 +1,132 @@
+"""A run's results card: what it reached, after how much, under which rules, on what machine.
+
+Made from the run's ``metrics.csv`` whenever training ends, so a run that was started several times
+has one card over all its starts.
+"""
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from impala_torch import environments
+from impala_torch.flags.config import Config
+from impala_torch.learning import checkpoint
+from impala_torch.report import provenance
+from impala_torch.report.metrics import GAMES, duration
+
+FILE = "results.json"
+_MARKS = 4  # of the way to the best return
+
+
+def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
+    """Writes ``results.json``.
+
+    Args:
+      logdir: of the run.
+      config: its flags.
+
+    Returns:
+      What it holds: ``agent_steps`` and ``environment_frames``, ``hours``, ``games``;
+      ``raw_return``: of whole games, as the game counts; ``episode_return``: of the learner's
+      episodes (in Atari with --episodic_life a life each); ``to_score``: when the mean of the last
+      games first reached parts of the way to the best; ``protocol``, ``hardware``, ``versions``.
+    """
+    rows = _rows(logdir / "metrics.csv")
+    last = rows[-1] if rows else {}
+    frames = int(last.get("frames") or 0)
+    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    card = {
+        "level_name": config.level_name,
+        "agent_name": config.agent_name,
+        "seed": config.seed,
+        "agent_steps": frames // repeats,
+        "environment_frames": frames,
+        "updates": int(last.get("updates") or 0),
+        "hours": last.get("hours"),
+        "games": int(last.get("games") or 0),
+        "raw_return": _returns(rows, "episode_raw_return"),
+        "episode_return": _returns(rows, "episode_return"),
+        "games_in_a_mean": GAMES,
+        "to_score": _to_score(rows),
+        "protocol": provenance.describe(config, training=True),
+        "hardware": provenance.hardware(),
+        "versions": provenance.versions(),
+    }
+    checkpoint.write_atomically(logdir / FILE, json.dumps(card, indent=2).encode())
+    return card
+
+
+def lines(card: Mapping[str, Any]) -> list[str]:
+    """The card as a table for people, a row each line."""
+    rules = card["protocol"]
+    facts = [
+        ("level, agent", f"{card['level_name']}, {card['agent_name']}, seed {card['seed']}"),
+        ("agent steps", f"{card['agent_steps']:,}"),
+        ("environment frames", f"{card['environment_frames']:,}"),
+        ("trained", duration(3600 * (card["hours"] or 0.0))),
+        ("whole games", f"{card['games']:,}; mean return {_words(card['raw_return'])}"),
+        ("learner's episodes", f"mean return {_words(card['episode_return'])}"),
+    ]
+    facts += [
+        (
+            f"return {one['return']:.1f} first",
+            f"after {one['frames'] / 1e6:.2f} M frames, {duration(3600 * one['hours'])}",
+        )
+        for one in card["to_score"]
+    ]
+    facts.append(("rules", ", ".join(f"{name} {value}" for name, value in rules.items())))
+    machine = card["hardware"]
+    gpus = f", {len(machine['gpus'])} GPU(s)" if machine["gpus"] else ""
+    facts.append(("machine", f"{machine['processor']}, {machine['cores']} cores{gpus}"))
+    width = max(len(name) for name, _ in facts)
+    return [f"  {name:<{width}}  {value}" for name, value in facts]
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, of each column that is a number there."""
+    with open(path, newline="") as file:
+        return [
+            {name: float(value) for name, value in row.items() if name and value}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _returns(rows: Sequence[Mapping[str, float]], column: str) -> dict[str, float | None]:
+    """The last mean of ``column`` and the best one, with when."""
+    known = [row for row in rows if column in row]
+    if not known:
+        return {"last": None, "best": None, "best_at_frames": None, "best_at_hours": None}
+    best = max(known, key=lambda row: row[column])
+    return {
+        "last": known[-1][column],
+        "best": best[column],
+        "best_at_frames": best["frames"],
+        "best_at_hours": best["hours"],
+    }
+
+
+def _to_score(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
+    known = [row for row in rows if "episode_raw_return" in row]
+    if not known:
+        return []
+    first = known[0]["episode_raw_return"]
+    best = max(row["episode_raw_return"] for row in known)
+    reached = []
+    for mark in range(1, _MARKS + 1):
+        score = first + (best - first) * mark / _MARKS
+        row = next(
+            row
+            for row in known
+            if row["episode_raw_return"] >= score or math.isclose(row["episode_raw_return"], score)
+        )
+        reached.append({"return": score, "frames": row["frames"], "hours": row["hours"]})
+    return reached if best > first else []
+
+
+def _words(returns: Mapping[str, float | None]) -> str:
+    if returns["last"] is None:
+        return "unknown: none has ended"
+    return f"{returns['last']:.2f}, best {returns['best']:.2f}"

@@ -16,7 +16,8 @@ import sys
 from collections.abc import Callable
 
 from impala_torch.flags import command_line
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 
 log = logging.getLogger("experiment")
 

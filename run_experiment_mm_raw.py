@@ -21,7 +21,8 @@ from frontend.tables import table
 from frontend.watch import endpoints, follow, status
 from frontend.watch.welcome import StartError
 from impala_torch.flags import command_line
-from impala_torch.flags.config import PER_PROCESS, UserError
+from impala_torch.flags.config import PER_PROCESS
+from impala_torch.flags.errors import UserError
 
 
 def main(argv: list[str]) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 from absl import flags
 
 from impala_torch.flags.command_line import declare
-from impala_torch.flags.config import UserError, flag
+from impala_torch.flags.config import flag
+from impala_torch.flags.errors import UserError
 
 RUN, HOSTS, SLURM, MANY = "starting a run", "other hosts", "on Slurm", "a run's life"
 

@@ -18,7 +18,8 @@ from frontend.flags import Options
 from frontend.hosts.host import run_dir
 from frontend.run_plan import Plan, plan
 from frontend.workers import Worker
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 
 _SESSIONS = "~/.impala_torch/sessions"
 

@@ -17,7 +17,7 @@ from frontend.hosts.hosts import Hosts, HostSpec
 from frontend.hosts.ssh import HostError
 from frontend.run_plan import HostPlan, Plan
 from frontend.tables import table
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 KEYS = "hosts.key"  # what each host holds, kept here to give it again to one that comes back
 SUPERVISOR_PID = "supervisor.pid"

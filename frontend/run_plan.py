@@ -20,7 +20,8 @@ from frontend.hosts.hosts import Here, Hosts, HostSpec, resolve, spec_of
 from frontend.hosts.ssh import Trust
 from frontend.workers import Worker, WorkerSet
 from impala_torch.endpoint.keys import is_loopback
-from impala_torch.flags.config import Config, UserError, default_logdir
+from impala_torch.flags.config import Config, default_logdir
+from impala_torch.flags.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEARNER_KEY, ACTOR_KEY = "learner.key", "actor.key"

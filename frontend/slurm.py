@@ -28,7 +28,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from frontend.workers import Worker
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 SOURCE = "Slurm's allocation"  # in messages, where a CSV's name would stand
 # What srun passes on to its tasks, and means stop to learners: SIGTERM would end them at once.

@@ -23,7 +23,7 @@ from frontend.tables import table
 from frontend.watch import endpoints, follow
 from frontend.watch.welcome import ActorState, StartError, Welcome
 from impala_torch.endpoint import keys as curve
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 def start(run: Plan, session: tmux.Session, out: TextIO = sys.stdout) -> None:

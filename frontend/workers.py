@@ -17,7 +17,7 @@ import pathlib
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 COLUMNS = (
     "job",

@@ -15,15 +15,16 @@ from typing import Any, NamedTuple
 import torch
 
 from impala_torch import __version__, agents, environments
-from impala_torch.actor import run_spec_of
 from impala_torch.agents import precision, weights
 from impala_torch.agents.stacking import stack_frames
 from impala_torch.algorithms import impala
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import Batch, BatchQueue
+from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.flags.config import PER_PROCESS, Config, UserError, to_dict
+from impala_torch.flags.config import PER_PROCESS, Config, to_dict
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import optimizers
 from impala_torch.learning.feed import Feed
 from impala_torch.learning.group import Group
@@ -99,7 +100,12 @@ class Learner:
         )
         self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack
-        self.spec = run_spec_of(config, self.agent)
+        self.spec = run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            self.agent.state_size,
+        )
         repeats = self.spec.num_action_repeats
         self.frames_per_batch = group.size * config.batch_size * config.unroll_length * repeats
         self._backwards = 0  # since the last step

@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 _EVENTS = "events.out.tfevents."
 _SHOWN = 20  # runs named in an error

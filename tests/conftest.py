@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import Batch
+from impala_torch.endpoint.run_spec import RunSpec, spec_of
 from impala_torch.structures import EnvironmentSpec, ObservationSpec, Unroll, empty_unroll
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -91,12 +91,12 @@ def _end(process: subprocess.Popen) -> None:
 
 def small_spec(
     shape=(6, 5), dtype="uint8", stack=4, unroll_length=7, state_size=3, num_actions=4
-) -> messages.RunSpec:
+) -> RunSpec:
     environment = EnvironmentSpec(ObservationSpec(shape, dtype, stack), num_actions)
-    return messages.spec_of("Agent", "Level-v0", 4, unroll_length, environment, state_size)
+    return spec_of("Agent", "Level-v0", 4, unroll_length, environment, state_size)
 
 
-def random_unroll(spec: messages.RunSpec, num_envs: int, rng: np.random.Generator) -> Unroll:
+def random_unroll(spec: RunSpec, num_envs: int, rng: np.random.Generator) -> Unroll:
     unroll = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, num_envs)
     observation = rng.integers(0, 255, unroll.observation.shape)
     unroll.observation[...] = observation.astype(unroll.observation.dtype)
@@ -109,6 +109,6 @@ def random_unroll(spec: messages.RunSpec, num_envs: int, rng: np.random.Generato
     return unroll
 
 
-def make_batch(spec: messages.RunSpec, size: int) -> Batch:
+def make_batch(spec: RunSpec, size: int) -> Batch:
     arrays = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, size)
     return Batch(Unroll(*(torch.from_numpy(array) for array in arrays)), arrays)

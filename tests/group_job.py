@@ -12,7 +12,8 @@ import torch
 
 from impala_torch.agents import make_agent, weights
 from impala_torch.algorithms import impala
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import group as groups
 from impala_torch.learning.optimizers import TFRMSProp
 from impala_torch.learning.training_state import TrainingState

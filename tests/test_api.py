@@ -14,7 +14,8 @@ import torch
 from impala_torch import environments
 from impala_torch.agents import Agent, make_agent
 from impala_torch.flags import plugins
-from impala_torch.flags.config import UserError, default_logdir
+from impala_torch.flags.config import default_logdir
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.learning.group import Group
 from impala_torch.structures import EnvironmentSpec, ObservationSpec

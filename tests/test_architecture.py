@@ -14,10 +14,10 @@ MAY_IMPORT = {
     "impala_torch.structures": set(),
     "impala_torch.vtrace": set(),
     "impala_torch.algorithms": {"vtrace", "structures", "flags"},
-    "impala_torch.actor": {"flags", "structures", "agents", "environments", "endpoint"},
+    "impala_torch.actor": {"flags", "agents", "environments", "endpoint", "acting"},
     "impala_torch.learner": {
         *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),
-        *("actor", "report", "machine", "evaluation"),
+        *("report", "machine", "evaluation"),
     },
     "impala_torch.local": {"flags", "learning", "learner", "machine", "evaluation"},
     # What serves it.
@@ -25,18 +25,19 @@ MAY_IMPORT = {
     "impala_torch.machine": {"flags"},
     "impala_torch.agents": {"structures", "flags"},
     "impala_torch.environments": {"structures", "flags"},
+    "impala_torch.acting": {"structures", "flags", "agents", "environments"},
     "impala_torch.endpoint": {"structures", "flags"},
     "impala_torch.learning": {"structures", "flags", "endpoint"},
     "impala_torch.report": {
         *("flags", "structures", "environments", "endpoint", "learning", "machine"),
     },
     "impala_torch.evaluation": {
-        *("flags", "structures", "agents", "environments", "endpoint", "learning", "actor"),
+        *("flags", "structures", "agents", "environments", "endpoint", "learning", "acting"),
         *("report", "machine"),
     },
     "impala_torch.measure": {
         *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),
-        *("actor", "learner", "report", "machine"),
+        *("acting", "learner", "report", "machine"),
     },
     "impala_torch.preflight": {"flags", "agents", "environments", "learning"},
     "impala_torch.plot": {"flags"},

@@ -14,6 +14,7 @@ from absl import flags
 
 from impala_torch.flags import command_line
 from impala_torch.flags import config as config_lib
+from impala_torch.flags.addresses import parse_address
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, frames_of
 
@@ -154,9 +155,9 @@ def test_compose_commands_are_ones(service):
     config = parsed(service)
     name, _, task = service.partition("-")
     assert (config.job_name, config.task) == (name, int(task or 0))
-    host, port = config_lib.parse_address(config.learner_host, "compose")
+    host, port = parse_address(config.learner_host, "compose")
     assert host in COMPOSE["services"]
-    assert [config_lib.parse_address(one, "compose")[0] for one in config.actors] == list(JOBS[1:])
+    assert [parse_address(one, "compose")[0] for one in config.actors] == list(JOBS[1:])
     assert port > 0
     # All but which process it is must be the same: an actor that differs would be refused.
     same = {"job_name": "learner", "task": 0}

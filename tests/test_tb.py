@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 
 from impala_torch import tb
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.report.metrics import RunLog
 
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from impala_torch import __version__
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 _PACKAGES = (
     *("torch", "numpy", "absl-py", "gymnasium", "ale-py", "opencv-python-headless", "pyzmq"),

@@ -20,7 +20,7 @@ from typing import Any
 
 from frontend.hosts import facts
 from frontend.hosts.tmux import Session
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 # Shells may print greetings before a command's output: an answer is what follows this.
 REPLY = "IMPALA_TORCH_REPLY "

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from frontend.hosts import host as agent
 from frontend.hosts.ssh import Connection, HostError, Login, Trust
 from frontend.workers import Worker
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 T = TypeVar("T")
 

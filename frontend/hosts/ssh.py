@@ -16,7 +16,7 @@ import socket
 import threading
 from typing import TYPE_CHECKING
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 if TYPE_CHECKING:
     import paramiko

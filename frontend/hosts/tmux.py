@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 if TYPE_CHECKING:
     import libtmux

@@ -21,7 +21,8 @@ from frontend.plan.costs import Measured
 from frontend.plan.scaling import Costs, Network, Prediction
 from frontend.tables import table
 from impala_torch.flags import command_line
-from impala_torch.flags.config import PER_PROCESS, Config, UserError
+from impala_torch.flags.config import PER_PROCESS, Config
+from impala_torch.flags.errors import UserError
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _QUICK_SECS = 1.0

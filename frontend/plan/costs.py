@@ -16,7 +16,8 @@ from frontend import commands
 from frontend.commands import Mpi
 from frontend.plan.scaling import Costs
 from impala_torch.flags.command_line import to_argv
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _ALLREDUCE_SECS = 120.0

@@ -5,7 +5,7 @@ import concurrent.futures
 from frontend import commands
 from frontend.run_plan import Plan
 from frontend.watch.status import SetStatus
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 OPERATOR_KEY = "operator.key"
 

@@ -17,7 +17,7 @@ from frontend.commands import LEARNERS
 from frontend.hosts import tmux
 from frontend.watch import endpoints, status
 from frontend.watch.status import SetStatus
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -22,7 +22,7 @@ from frontend.hosts.ssh import HostError
 from frontend.mpirun import SIGNALS, Job
 from frontend.run_plan import Plan
 from frontend.watch import endpoints
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 _WATCH_SECS = 5.0
 _ACTORS_END_SECS = 2.0  # how long actors may take to end by the endpoint's word

@@ -13,7 +13,7 @@ from frontend.hosts.ssh import HostError
 from frontend.run import look
 from frontend.run_plan import Plan
 from frontend.watch import endpoints
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 _POLL_SECS = 0.5
 _LOOK_SECS = 3.0  # between looks at the windows of actors that are awaited

@@ -8,7 +8,7 @@ from impala_torch.agents.mlp import MLPAgent, MLPLSTMAgent
 from impala_torch.agents.resnet import ResNetAgent, ResNetLSTMAgent
 from impala_torch.agents.shallow_conv import ShallowConvLSTMAgent, ShallowConvNetAgent
 from impala_torch.agents.simple_conv import SimpleConvNetAgent
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import EnvironmentSpec
 
 __all__ = ["ZOO", "Agent", "agent_factory", "make_agent"]

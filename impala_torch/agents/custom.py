@@ -6,7 +6,7 @@ import torch
 
 from impala_torch.agents.base import Agent, image_shape
 from impala_torch.flags import plugins
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import AgentInput, EnvironmentSpec
 
 FORM = "mypackage.mymodule:MyAgent"

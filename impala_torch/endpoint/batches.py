@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impala_torch.endpoint.messages import BadMessage, Route, RunSpec, UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route, UnrollCodec
+from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.structures import Unroll
 
 

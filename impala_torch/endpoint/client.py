@@ -13,7 +13,7 @@ import zmq
 
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
-from impala_torch.endpoint.messages import RunSpec
+from impala_torch.endpoint.run_spec import RunSpec
 
 log = logging.getLogger(__name__)
 

@@ -28,7 +28,8 @@ from typing import Any
 import zmq
 import zmq.utils.z85
 
-from impala_torch.flags.config import UserError, parse_address
+from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.errors import UserError
 
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _NAMES = ("server_public", "server_secret", "actor_public", "actor_secret")

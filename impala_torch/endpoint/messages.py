@@ -42,7 +42,6 @@ Nothing is unpickled. Every length and value of an unroll is checked against the
 specification before anything is allocated for it.
 """
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -51,10 +50,9 @@ import msgpack
 import numpy as np
 
 from impala_torch.endpoint import blocks
+from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.structures import (
-    EnvironmentSpec,
     EpisodeResult,
-    ObservationSpec,
     Unroll,
     unroll_layout,
 )
@@ -71,41 +69,6 @@ Route = tuple[bytes, bytes]  # the connection's identity, the relayed actor's id
 
 class BadMessage(Exception):
     """A message that does not follow the format; it costs its sender the connection."""
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSpec:
-    """What a learner and its actors must agree on for unrolls to mean the same to both."""
-
-    agent_name: str
-    level_name: str
-    num_action_repeats: int
-    unroll_length: int
-    environment: EnvironmentSpec
-    state_size: int
-
-    def to_header(self) -> dict[str, Any]:
-        observation = self.environment.observation
-        return {
-            "agent_name": self.agent_name,
-            "level_name": self.level_name,
-            "num_action_repeats": self.num_action_repeats,
-            "unroll_length": self.unroll_length,
-            "observation": [list(observation.shape), observation.dtype, observation.stack],
-            "num_actions": self.environment.num_actions,
-            "state_size": self.state_size,
-        }
-
-    def difference(self, header: Any) -> str:
-        """Says in words how another side's ``to_header`` differs; empty if it does not."""
-        if not isinstance(header, dict):
-            return "its specification is not a map"
-        ours = self.to_header()
-        return "; ".join(
-            f"its {name} is {header.get(name)!r}, the learner's {value!r}"
-            for name, value in ours.items()
-            if header.get(name) != value
-        )
 
 
 def encode(kind: str, **fields: Any) -> bytes:
@@ -287,26 +250,3 @@ def decode_waited(header: dict[str, Any]) -> float:
     if type(waited) not in (int, float) or not (math.isfinite(waited) and waited >= 0):
         raise BadMessage("'unroll' has a bad waited")
     return float(waited)
-
-
-def spec_of(
-    agent_name: str,
-    level_name: str,
-    num_action_repeats: int,
-    unroll_length: int,
-    environment: EnvironmentSpec,
-    state_size: int,
-) -> RunSpec:
-    """A RunSpec with plain types, so that both sides' headers compare equal."""
-    observation = environment.observation
-    plain = ObservationSpec(
-        tuple(int(n) for n in observation.shape), str(observation.dtype), int(observation.stack)
-    )
-    return RunSpec(
-        agent_name,
-        level_name,
-        int(num_action_repeats),
-        int(unroll_length),
-        EnvironmentSpec(plain, int(environment.num_actions)),
-        int(state_size),
-    )

@@ -10,7 +10,7 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.messages import BadMessage
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
 

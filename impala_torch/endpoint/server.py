@@ -19,9 +19,10 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import BatchQueue
-from impala_torch.endpoint.messages import BadMessage, Route, RunSpec, UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route, UnrollCodec
 from impala_torch.endpoint.peers import Peer, Window
-from impala_torch.flags.config import UserError
+from impala_torch.endpoint.run_spec import RunSpec
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import EpisodeResult
 
 CREDIT_SECS = 30.0  # an actor that was granted credit sends at once, or it is gone

@@ -137,5 +137,10 @@ def action_repeats(level_name: str, num_action_repeats: int) -> int:
     return num_action_repeats or _family(level_name)[0].DEFAULT_REPEATS
 
 
+def repeats_for(config: Config) -> int:
+    """``action_repeats`` of the level that flags name."""
+    return action_repeats(config.level_name, config.num_action_repeats)
+
+
 def _family(level_name: str) -> tuple[ModuleType, type[Environment]]:
     return next(family for family in _FAMILIES if family[0].matches(level_name))

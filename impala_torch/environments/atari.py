@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode
 
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 
 STACK = 4

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.flags import plugins
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
 
 DEFAULT_REPEATS = 1

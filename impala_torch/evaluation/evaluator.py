@@ -12,15 +12,18 @@ import time
 
 import torch
 
-from impala_torch.actor import make_acting_agent, run_spec_of
+from impala_torch import environments
+from impala_torch.acting.player import make_acting_agent
 from impala_torch.agents import Agent, weights
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.client import EndpointClient, RunEnded
+from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Scores
 from impala_torch.evaluation.scorebook import Trained
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
 log = logging.getLogger(__name__)
@@ -42,7 +45,12 @@ def run(config: Config) -> None:
     agent = make_acting_agent(config)
     client = EndpointClient(
         config.learner_host,
-        run_spec_of(config, agent),
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agent.state_size,
+        ),
         0,
         config.num_envs,
         keys=curve.for_address(config.learner_host, config.key_file),

@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
 _KEPT = ("model", "frames", "updates", "hours", "games", "version")

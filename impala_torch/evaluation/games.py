@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from impala_torch import environments
-from impala_torch.actor import Player, seeds_of
+from impala_torch.acting.player import Player
+from impala_torch.acting.seeds import seeds_of
 from impala_torch.agents import Agent
 from impala_torch.environments import atari
 from impala_torch.evaluation import atari_scores

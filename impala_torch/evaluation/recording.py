@@ -12,7 +12,8 @@ import numpy as np
 
 from impala_torch.evaluation import picture
 from impala_torch.evaluation.games import Game
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
 

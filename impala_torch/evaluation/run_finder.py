@@ -8,7 +8,7 @@ import pathlib
 from impala_torch import environments
 from impala_torch.environments import atari
 from impala_torch.evaluation import atari_scores
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from impala_torch import environments
 from impala_torch.evaluation import atari_scores, games
 from impala_torch.evaluation.games import Scores
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance
 
@@ -98,7 +99,7 @@ def card(
     Training's counts (``trained``) and the evaluation's (``played``) are apart, and in each the
     agent's steps and the environment's frames.
     """
-    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    repeats = environments.repeats_for(config)
     played = sum(game.frames for game in scores.games)
     reference = atari_scores.GAMES.get(scores.atari_game or "")
     return {

@@ -9,12 +9,13 @@ from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from impala_torch import agents
-from impala_torch.actor import make_acting_agent
+from impala_torch.acting.player import make_acting_agent
 from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Game, Scores
 from impala_torch.evaluation.run_finder import find_runs
 from impala_torch.evaluation.scorebook import Trained
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report.metrics import duration
 

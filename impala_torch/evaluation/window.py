@@ -8,7 +8,8 @@ import numpy as np
 
 from impala_torch.evaluation import picture
 from impala_torch.evaluation.games import Enough, Game
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")  # its greeting would be in our output
 import pygame

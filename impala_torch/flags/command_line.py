@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from absl import flags
 
-from impala_torch.flags.config import LARGE_ENVS, PER_PROCESS, Config, UserError, check
+from impala_torch.flags.config import LARGE_ENVS, PER_PROCESS, Config, check
+from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
 # TorchBeast's names for the same things, for its users' fingers. Its --total_steps (agent steps,

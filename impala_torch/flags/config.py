@@ -14,17 +14,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
 LARGE_ENVS = 32  # --num_envs where batches are as large: an actor's message is then one batch
 MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
-
-
-class UserError(Exception):
-    """A mistake of the user's, told in a sentence that names the flag, file or host.
-
-    Entry points print it and exit with code 2; nobody gets to see a traceback for it.
-    """
 
 
 def flag(group: str, default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
@@ -440,16 +435,6 @@ def _check_evaluation(config: Config) -> None:
             raise UserError("--job_name=evaluator needs --logdir: the directory for its results")
         if not config.eval_interval_frames:
             raise UserError("--job_name=evaluator needs --eval_interval_frames")
-
-
-def parse_address(address: str, source: str) -> tuple[str, int]:
-    """Splits ``ip:port``. Raises UserError naming ``source`` (a flag, or a file's line)."""
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or "/" in host:
-        raise UserError(f"{source}: '{address}' is not of the form ip:port")
-    if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise UserError(f"{source}: the port '{port}' of '{address}' is not a number of 1 to 65535")
-    return host, int(port)
 
 
 def default_logdir(level_name: str, now: datetime.datetime | None = None) -> str:

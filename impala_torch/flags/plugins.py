@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterator
 from types import ModuleType
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 def split(flag: str, value: str, form: str) -> tuple[str, str]:

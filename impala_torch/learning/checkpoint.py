@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
 

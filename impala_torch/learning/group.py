@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 class Group:

@@ -6,7 +6,8 @@ import pathlib
 import torch
 
 from impala_torch import __version__
-from impala_torch.flags.config import Config, UserError, to_dict
+from impala_torch.flags.config import Config, to_dict
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.learning.group import Group
 

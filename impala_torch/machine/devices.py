@@ -6,7 +6,7 @@ import shutil
 
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 def choose(flag: str, local_rank: int) -> torch.device:

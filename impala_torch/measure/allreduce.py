@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import group
 
 _FLOATS = 1 << 20

@@ -22,16 +22,13 @@ from typing import Any
 import torch
 
 from impala_torch import agents, environments
-from impala_torch.actor import (
-    Player,
-    UnrollCollector,
-    make_acting_agent,
-    run_spec_of,
-    seeds_of,
-)
+from impala_torch.acting.player import Player, make_acting_agent
+from impala_torch.acting.seeds import seeds_of
+from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import weights
 from impala_torch.algorithms import impala
 from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
 from impala_torch.learner import Learner
@@ -99,7 +96,14 @@ def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[],
     seeds = seeds_of(config.seed, 0, task)
     environment = environments.make_for(config, seeds.environment)
     collector = UnrollCollector(Player(agent, environment, seeds.actions), config.unroll_length)
-    codec = UnrollCodec(run_spec_of(config, agent))
+    codec = UnrollCodec(
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agent.state_size,
+        )
+    )
     return lambda: codec.encode(collector.collect(0)), environment.close
 
 
@@ -237,7 +241,14 @@ class _GpuClock(_Clock):
 def _decoding(config: Config, buffers: list[bytes]) -> float:
     """Agent steps per second from buffers into columns of a batch, in one thread."""
     spec = environments.spec_for(config)
-    codec = UnrollCodec(run_spec_of(config, agents.make_agent(config.agent_name, spec)))
+    codec = UnrollCodec(
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agents.make_agent(config.agent_name, spec).state_size,
+        )
+    )
     batch = empty_unroll(spec, config.unroll_length, codec.spec.state_size, config.num_envs)
     begun, unrolls = time.perf_counter(), 0
     while (secs := time.perf_counter() - begun) < config.sample_secs / 2:

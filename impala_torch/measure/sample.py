@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from impala_torch import environments
-from impala_torch.actor import seeds_of
+from impala_torch.acting.seeds import seeds_of
 from impala_torch.flags.config import Config
 
 _WARM_STEPS = 50
@@ -46,7 +46,7 @@ def measure(config: Config) -> Rates:
     environments.spec_for(config)
     count = config.num_actors or os.cpu_count() or 1
     steps = sum(side_by_side(_sample, config, count))
-    repeats = environments.action_repeats(config.level_name, config.num_action_repeats)
+    repeats = environments.repeats_for(config)
     return Rates(steps, steps * repeats, count)
 
 

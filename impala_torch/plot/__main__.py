@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.plot import curves, grouping, runs
 from impala_torch.plot.chart import Chart, NoData, Options, chart
 from impala_torch.plot.columns import RETURN

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.plot import curves, grouping, protocols
 from impala_torch.plot.columns import RETURN
 from impala_torch.plot.curves import Curve

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.plot.tables import IMPALA_TORCH, TORCHBEAST, Table
 
 RETURN = "episode_raw_return"

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.plot import tables
 from impala_torch.plot.columns import Column, column
 from impala_torch.plot.tables import IMPALA_TORCH, MOOLIB, Table

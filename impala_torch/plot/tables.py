@@ -7,7 +7,7 @@ import pathlib
 
 import numpy as np
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 IMPALA_TORCH, TORCHBEAST, MOOLIB = "impala_torch", "TorchBeast", "moolib"
 

@@ -11,7 +11,8 @@ import torch
 
 from impala_torch.endpoint.batches import Batch, BatchQueue
 from impala_torch.endpoint.server import EndpointServer
-from impala_torch.flags.config import Config, parse_address
+from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.config import Config
 from impala_torch.learning.group import Group
 from impala_torch.learning.training_state import TrainingState
 from impala_torch.machine import link_speed

@@ -7,7 +7,8 @@ import pathlib
 import socket
 import subprocess
 
-from impala_torch.flags.config import Config, UserError, default_logdir, to_dict
+from impala_torch.flags.config import Config, default_logdir, to_dict
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance, wandb_log
 

@@ -16,7 +16,8 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from impala_torch.flags.config import PER_PROCESS, Config, UserError, to_dict
+from impala_torch.flags.config import PER_PROCESS, Config, to_dict
+from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.runner import frontend, results, slurm, state
 from impala_torch.runner.description import RunDescription, Task
 from impala_torch.runner.display import Display

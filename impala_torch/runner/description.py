@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 _MAX_NAME = 120  # characters of an experiment's name; file systems take 255 bytes
 

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.runner.description import Task
 
 _EXPERIMENT, _FRONTEND = "experiment.py", "run_experiment_mm_raw.py"

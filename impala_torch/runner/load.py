@@ -8,7 +8,7 @@ import sys
 import traceback
 import types
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.runner.description import RunDescription
 
 

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.runner import state
 from impala_torch.runner.description import Task
 from impala_torch.runner.display import Display

@@ -33,10 +33,12 @@ import torch  # noqa: E402
 import wire  # noqa: E402
 
 from impala_torch import environments  # noqa: E402
-from impala_torch.actor import Player, UnrollCollector, run_spec_of  # noqa: E402
+from impala_torch.acting.player import Player  # noqa: E402
+from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
 from impala_torch.agents import make_agent, precision  # noqa: E402
 from impala_torch.algorithms import impala  # noqa: E402
 from impala_torch.endpoint.messages import UnrollCodec  # noqa: E402
+from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
 from impala_torch.flags.config import Config  # noqa: E402
 from impala_torch.learner import Learner  # noqa: E402
@@ -131,7 +133,14 @@ def _acting(config: Config, options: Options) -> Row:
     agent = make_agent(config.agent_name, spec, precision.resolve("auto", "cpu")).for_acting()
     player = Player(agent, environments.make_environment(LEVEL, NUM_ENVS, 1), 1)
     collector = UnrollCollector(player, config.unroll_length)
-    codec = UnrollCodec(run_spec_of(config, agent))
+    codec = UnrollCodec(
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agent.state_size,
+        )
+    )
     environment = environments.make_environment(LEVEL, NUM_ENVS, 2)
     environment.reset()
     rng = np.random.default_rng(3)

@@ -26,12 +26,14 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from impala_torch import environments  # noqa: E402
-from impala_torch.actor import Player, UnrollCollector, run_spec_of  # noqa: E402
+from impala_torch.acting.player import Player  # noqa: E402
+from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
 from impala_torch.agents import make_agent, weights  # noqa: E402
 from impala_torch.endpoint import keys as curve  # noqa: E402
 from impala_torch.endpoint import messages  # noqa: E402
 from impala_torch.endpoint.batches import Batch, BatchQueue, QueueClosed  # noqa: E402
 from impala_torch.endpoint.client import EndpointClient, RunEnded  # noqa: E402
+from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.endpoint.server import EndpointServer  # noqa: E402
 from impala_torch.flags.config import Config  # noqa: E402
 from impala_torch.structures import Unroll, empty_unroll  # noqa: E402
@@ -51,7 +53,14 @@ def record(config: Config) -> list[list[bytes]]:
     agent = make_agent(config.agent_name, spec).for_acting()
     environment = environments.make_environment(config.level_name, NUM_ENVS, 1)
     collector = UnrollCollector(Player(agent, environment, 1), config.unroll_length)
-    codec = messages.UnrollCodec(run_spec_of(config, agent))
+    codec = messages.UnrollCodec(
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agent.state_size,
+        )
+    )
     recorded = []
     for _ in range(UNROLLS):
         unroll = collector.collect(0)
@@ -64,7 +73,12 @@ def send(address: str, key_file: str, config: Config, tasks: range, recorded: li
     """Actors without environments: each pushes recorded unrolls as fast as it gets credit."""
     torch.set_num_threads(1)
     spec = environments.environment_spec(config.level_name, width=84, height=84)
-    run_spec = run_spec_of(config, make_agent(config.agent_name, spec))
+    run_spec = run_spec_of(
+        config,
+        environments.spec_for(config),
+        environments.repeats_for(config),
+        make_agent(config.agent_name, spec).state_size,
+    )
     keys = curve.load(key_file) if key_file else None
 
     def one(task: int) -> None:
@@ -104,7 +118,9 @@ def endpoint(
     """
     spec = environments.environment_spec(config.level_name, width=84, height=84)
     agent = make_agent(config.agent_name, spec)
-    run_spec = run_spec_of(config, agent)
+    run_spec = run_spec_of(
+        config, environments.spec_for(config), environments.repeats_for(config), agent.state_size
+    )
 
     def make_batch() -> Batch:
         empty = empty_unroll(run_spec.environment, config.unroll_length, run_spec.state_size, 32)

@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from impala_torch import environments
-from impala_torch.actor import Player, UnrollCollector, run_spec_of
+from impala_torch.acting.player import Player
+from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import make_agent, precision, weights
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.client import EndpointClient
 from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.learning import checkpoint
 
@@ -66,7 +68,14 @@ def _steps(game: str, length: int, secs: float, logdir: str) -> Row:
     agent = agent.for_acting()
     environment = environments.make_environment(config.level_name, NUM_ENVS, 1)
     collector = UnrollCollector(Player(agent, environment, 1), length)
-    codec = UnrollCodec(run_spec_of(config, agent))
+    codec = UnrollCodec(
+        run_spec_of(
+            config,
+            environments.spec_for(config),
+            environments.repeats_for(config),
+            agent.state_size,
+        )
+    )
     num_bytes = num_steps = 0
     coding = 0.0
     begun = time.perf_counter()
@@ -145,7 +154,9 @@ def _distribute(dtype: str, rounds: int, relayed: bool) -> tuple[float, float]:
     config = capacity._config("Pong", 20).replace(agent_name="ResNetLSTMAgent")
     spec = environments.environment_spec(config.level_name, width=84, height=84)
     agent = make_agent(config.agent_name, spec)
-    run_spec = run_spec_of(config, agent)
+    run_spec = run_spec_of(
+        config, environments.spec_for(config), environments.repeats_for(config), agent.state_size
+    )
     batches = BatchQueue(run_spec, 1, 1, lambda: None)  # type: ignore[arg-type,return-value]
     address = f"127.0.0.1:{capacity._free_port()}"
     context = multiprocessing.get_context("spawn")
@@ -217,7 +228,12 @@ def _pull_each(address, key_file, relay, config, tasks, published, done, rounds)
     """Actors that do nothing but pull, one a thread, each version when they are told of it."""
     torch.set_num_threads(1)
     spec = environments.environment_spec(config.level_name, width=84, height=84)
-    run_spec = run_spec_of(config, make_agent(config.agent_name, spec))
+    run_spec = run_spec_of(
+        config,
+        environments.spec_for(config),
+        environments.repeats_for(config),
+        make_agent(config.agent_name, spec).state_size,
+    )
 
     def one(task: int) -> None:
         keys = None if relay else curve.load(key_file)

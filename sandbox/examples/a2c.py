@@ -35,7 +35,7 @@ from impala_torch import environments, vtrace
 from impala_torch.agents import Agent, make_agent, weights
 from impala_torch.algorithms import impala
 from impala_torch.environments.base import Environment
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import group, optimizers
 from impala_torch.machine import processes
 from impala_torch.structures import AgentInput, EnvOutput, EpisodeResult
@@ -204,7 +204,7 @@ def train(
     if environment.spec.observation.stack > 1:
         raise UserError(
             f"--level_name={settings.level_name} wants stacked frames, which this example leaves "
-            "out: impala_torch.actor.Player stacks them"
+            "out: impala_torch.acting.player.Player stacks them"
         )
     agent = make_agent(settings.agent_name, environment.spec)
     optimizer: torch.optim.Optimizer = optimizers.TFRMSProp(

@@ -7,11 +7,14 @@ import pytest
 import torch
 
 from impala_torch import agents
-from impala_torch.actor import Player, UnrollCollector, seeds_of
+from impala_torch.acting.player import Player
+from impala_torch.acting.seeds import seeds_of
+from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import ZOO
 from impala_torch.agents.stacking import stack_frames
 from impala_torch.algorithms import impala
-from impala_torch.endpoint.messages import UnrollCodec, spec_of
+from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.run_spec import spec_of
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.flags.config import Config

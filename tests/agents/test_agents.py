@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from impala_torch.agents import ZOO, agent_factory, make_agent, precision, weights
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import AgentInput, EnvironmentSpec, ObservationSpec
 
 ATARI = EnvironmentSpec(ObservationSpec((84, 84), "uint8", 4), 6)

@@ -28,7 +28,7 @@ from impala_torch.endpoint.client import (
 from impala_torch.endpoint.messages import BadMessage, UnrollCodec
 from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.endpoint.server import EndpointServer
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import EpisodeResult, Unroll
 from tests.conftest import make_batch, random_unroll, small_spec
 

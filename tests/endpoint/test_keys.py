@@ -9,7 +9,7 @@ import pytest
 import zmq
 
 from impala_torch.endpoint import keys as curve
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from impala_torch import environments
 from impala_torch.environments.atari import AtariEnvironment
 from impala_torch.environments.episodes import EpisodeTracker
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 gymnasium.register_envs(ale_py)
 

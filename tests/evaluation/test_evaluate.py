@@ -14,11 +14,12 @@ import torch
 from ale_py import roms
 
 from impala_torch import agents, environments
-from impala_torch.actor import Player
+from impala_torch.acting.player import Player
 from impala_torch.endpoint import keys as curve
 from impala_torch.evaluation import atari_scores, games, run_finder, scorebook, test_mode
 from impala_torch.evaluation.games import Game, Scores
-from impala_torch.flags.config import Config, UserError, to_dict
+from impala_torch.flags.config import Config, to_dict
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance
 from tests.conftest import ROOT

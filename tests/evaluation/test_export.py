@@ -9,7 +9,7 @@ import torch
 from impala_torch import agents, environments
 from impala_torch.evaluation import test_mode
 from impala_torch.evaluation.export import export
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning.group import Group
 from impala_torch.learning.optimizers import TFRMSProp
 from impala_torch.learning.training_state import TrainingState

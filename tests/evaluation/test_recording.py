@@ -7,11 +7,12 @@ import av
 import numpy as np
 import pytest
 
-from impala_torch.actor import make_acting_agent
+from impala_torch.acting.player import make_acting_agent
 from impala_torch.evaluation import games, picture, test_mode
 from impala_torch.evaluation.games import Enough, Game
 from impala_torch.evaluation.recording import Recorder
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from tests.evaluation.test_evaluate import CART, save_run, test_config
 
 

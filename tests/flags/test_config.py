@@ -15,7 +15,8 @@ from absl import flags
 
 from impala_torch.flags import command_line
 from impala_torch.flags import config as config_lib
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}

@@ -12,7 +12,7 @@ import pytest
 
 from frontend import slurm
 from frontend.slurm import Allocation, cpus_per_node, gpus_of
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from tests import slurm_rig
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, frames_of, has_frames, metrics_of, wait_until

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import pytest
 
 from frontend import workers
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 HEADER = ",".join(workers.COLUMNS)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
 

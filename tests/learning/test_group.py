@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch
 
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning.group import Group, join
 from impala_torch.learning.training_state import TrainingState
 from tests import group_job

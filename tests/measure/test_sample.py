@@ -2,7 +2,8 @@
 
 import pytest
 
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.measure import sample
 
 

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from impala_torch.flags.config import Config, UserError, to_dict
+from impala_torch.flags.config import Config, to_dict
+from impala_torch.flags.errors import UserError
 from impala_torch.plot import __main__ as plot
 from impala_torch.plot import chart, curves, grouping, runs, tables
 from impala_torch.plot.chart import Options

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.report import wandb_log
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, metrics_of

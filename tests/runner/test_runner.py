@@ -8,7 +8,7 @@ import sys
 import av
 import pytest
 
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from impala_torch.plot import __main__ as plot
 from impala_torch.runner import Experiment, ParamGrid, ParamList, RunDescription, load, results
 from impala_torch.runner import frontend as through

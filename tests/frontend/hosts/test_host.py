@@ -14,7 +14,7 @@ import pytest
 from frontend import record
 from frontend.hosts import facts, host
 from frontend.hosts.tmux import Session
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 from tests.conftest import ROOT
 
 RUN = "20260101-000000-abcd"

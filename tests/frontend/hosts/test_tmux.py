@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from frontend.hosts.tmux import Session, WindowState
-from impala_torch.flags.config import UserError
+from impala_torch.flags.errors import UserError
 
 
 @pytest.fixture

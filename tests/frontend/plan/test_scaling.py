@@ -17,7 +17,8 @@ from frontend.plan import scaling
 from frontend.plan.scaling import ACTORS, LEARNER, Costs, Network
 from impala_torch.agents import make_agent
 from impala_torch.environments import environment_spec
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning.group import Group
 from impala_torch.measure import measure
 from sandbox.benchmarks import original

@@ -1,0 +1,8 @@
+"""The error that is the user's to mend."""
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in a sentence that names the flag, file or host.
+
+    Entry points print it and exit with code 2; nobody gets to see a traceback for it.
+    """

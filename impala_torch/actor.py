@@ -13,7 +13,7 @@ from impala_torch.agents.base import Agent
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.client import EndpointClient, RunEnded
-from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import RunSpec, run_spec_of
 from impala_torch.flags.config import Config
 

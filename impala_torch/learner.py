@@ -1,8 +1,9 @@
-"""The learner: takes a batch, computes the loss, averages gradients, steps, publishes weights.
+"""The learner: takes a batch, computes the loss, reduces gradients, steps, publishes weights.
 
-All learners of a run go through the same rounds. In each they first agree (``Round``): on
-stopping, on waiting for the one that has no batch yet, on who logs or saves. Only then do they
-train, all of them, so that every rank counts the same updates and frames without talking.
+All learners of a run go through the same rounds. In each they first tell each other (``Round``,
+``Stock``) whether to stop, to wait, to log or to save, and what data each has, so that those who
+have too much share it. Only then do they train, all of them, so that every rank counts the same
+updates and frames without talking.
 """
 
 import logging
@@ -19,31 +20,40 @@ from impala_torch.agents import precision, weights
 from impala_torch.agents.stacking import stack_frames
 from impala_torch.algorithms import impala
 from impala_torch.endpoint import keys as curve
-from impala_torch.endpoint.batches import Batch, BatchQueue
+from impala_torch.endpoint.batches import Batch, BatchQueue, Stock
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.flags.config import PER_PROCESS, Config, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import optimizers
-from impala_torch.learning.feed import Feed
-from impala_torch.learning.group import Group
+from impala_torch.learning.feed import Feed, make_batch
+from impala_torch.learning.group import AVERAGE, Group
+from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
 from impala_torch.machine import devices, malloc
 from impala_torch.report import rundir
 from impala_torch.report.progress import Progress
-from impala_torch.structures import AgentInput, Unroll, empty_unroll
+from impala_torch.report.tally import Tally
+from impala_torch.structures import AgentInput, Unroll
 
 log = logging.getLogger(__name__)
 
 # Flags that may differ between the learners of a run.
 _OWN = {*PER_PROCESS, "logdir", "device", "learner_threads", "actor_threads", "key_file"}
-_POLL_SECS = 0.5  # how long a rank without a batch waits before it tells the others so
+_POLL_SECS = 0.5  # how long a learner without a batch waits before it looks around
+# The same of one among several, who may get a batch of what the others have, and the others of
+# what it has: often while it should not last, seldom where it does.
+_SHARING_POLL_SECS = (0.002, 0.05)
+_COMING_SECS = 0.0005  # where unrolls are on their way to it
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
 
 
 class Round(NamedTuple):
-    """What the ranks agree on before each update: the largest of everyone's words."""
+    """What the ranks agree on before each update: the largest of everyone's words.
+
+    Each tells its ``Stock`` with them.
+    """
 
     stop: int  # somebody wants to stop
     failed: int  # because of an error
@@ -97,6 +107,7 @@ class Learner:
             self.agent.named_parameters(),
             config.batches_per_step,
             config.gradients_precision,
+            self.reduction,
         )
         self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack
@@ -114,10 +125,12 @@ class Learner:
             self.spec,
             config.batch_size,
             config.queue_capacity,
-            self._make_batch,
+            lambda: make_batch(self.spec, config.batch_size, self.device),
             config.max_policy_lag,
+            shared=group.size > 1,
         )
         self.feed = Feed(self.batches, self.device)
+        self.sharing = Sharing(group, self.batches, self.spec, config.batch_size)
         self.endpoint = EndpointServer(
             config.learner_host,
             self.spec,
@@ -140,7 +153,7 @@ class Learner:
           RuntimeError: this rank, or another, failed; the checkpoint was written all the same.
         """
         with Progress(
-            self.config, self.group, self.state, self.endpoint, self.batches, self.logdir
+            self.config, self.group, self.state, self.endpoint, self.logdir, self.reduction
         ) as progress:
             failure = None
             while self.state.frames < self.config.total_environment_frames:
@@ -151,7 +164,8 @@ class Learner:
                     progress.write(self.learning_rate)
                 if agreed.stop or batch is None:
                     break
-                self.update(batch, progress)
+                self.update(batch, progress.tally)
+            self.sharing.close()
             try:
                 progress.write(self.learning_rate)
             finally:  # after the last numbers, whose games it counts, but whatever becomes of them
@@ -162,8 +176,16 @@ class Learner:
             if self.state.frames < self.config.total_environment_frames and agreed.failed:
                 raise RuntimeError("another learner failed: see its log")
 
-    def update(self, batch: Batch, progress: Progress) -> None:
+    @property
+    def reduction(self) -> str:
+        """How the ranks' gradients become one."""
+        if self.config.gradients_reduction == "average":
+            return AVERAGE
+        return impala.REDUCTION
+
+    def update(self, batch: Batch, tally: Tally) -> None:
         """What all ranks do with a batch each: add its gradient up, and step where that is due."""
+        tally.learned_from(batch.arrays, self.state.updates)
         unroll = self.feed.on_device(batch)
         for _ in range(self.config.batch_reuse):
             loss, metrics = impala.impala_loss(
@@ -176,12 +198,11 @@ class Learner:
             self._backwards += 1
             self._metrics = impala.add_metrics(self._metrics, metrics, self._backwards)
             if self._backwards == self.config.batches_per_step:
-                progress.stepped(self._metrics, self._step())
+                tally.stepped(self._metrics, self._step())
                 self._backwards = 0
         if self._backwards == 0:
             self.state.frames += self.frames_per_batch * self.config.batches_per_step
             self._publish()
-        progress.learned_from(batch)
         self.feed.recycle(batch)
 
     def _step(self) -> torch.Tensor | None:
@@ -191,7 +212,7 @@ class Learner:
         self.state.updates += 1
         return norm
 
-    def forward(self, unroll: Unroll) -> Any:
+    def forward(self, unroll: Unroll[torch.Tensor]) -> Any:
         """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0."""
         inputs = AgentInput(
             observation=stack_frames(unroll.observation, unroll.done, self._stack),
@@ -232,8 +253,8 @@ class Learner:
                 try:
                     if self.endpoint.error is not None:
                         raise self.endpoint.error
-                    with progress.waiting():
-                        batch = self.feed.get(_POLL_SECS)
+                    with progress.tally.waiting():
+                        batch = self._get_batch(time.monotonic() - hungry_since)
                 except Exception as error:
                     log.exception("learner %d failed", self.group.rank)
                     failure = error
@@ -245,17 +266,37 @@ class Learner:
                 log=due[0],
                 save=due[1],
             )
-            agreed = Round(*self.group.agree(words))
+            told = time.monotonic()
+            everyone = self.group.tell([*words, *self.sharing.stock(in_hand=batch is not None)])
+            now = time.monotonic()
+            agreed = Round(*everyone[:, : len(words)].max(axis=0).tolist())
+            if agreed.waiting:  # learners wait together: one that has a batch, for another's
+                progress.tally.add_wait(now - told)
+            if not agreed.stop:
+                self.sharing.share([Stock(*row) for row in everyone[:, len(words) :].tolist()])
             if agreed.stop or not agreed.waiting:
                 return (None if agreed.stop else batch), agreed, failure
             if agreed.log:
                 progress.write(self.learning_rate)
             if agreed.save:
                 progress.save()
-            now = time.monotonic()
             if batch is None and now - warned > _HUNGRY_SECS:
                 warned = now
                 self._warn_hungry(now - hungry_since)
+
+    def _get_batch(self, hungry_secs: float) -> Batch | None:
+        """The next batch, or None where it takes longer than one should not look around."""
+        if self.group.size == 1:
+            return self.feed.get(_POLL_SECS)
+        first, longest = _SHARING_POLL_SECS
+        patience = min(max(first, hungry_secs / 10), longest)
+        deadline = time.monotonic() + patience
+        while True:
+            self.sharing.collect()
+            secs = _COMING_SECS if self.sharing.expects else deadline - time.monotonic()
+            batch = self.feed.get(max(0.0, secs))
+            if batch is not None or time.monotonic() >= deadline:
+                return batch
 
     def _warn_hungry(self, secs: float) -> None:
         missing = self.endpoint.missing_tasks()
@@ -274,19 +315,6 @@ class Learner:
     def _publish(self) -> None:
         packed = weights.pack(self.agent, self.config.weights_precision)
         self.endpoint.publish(self.state.updates, packed, self.state.frames)
-
-    def _make_batch(self) -> Batch:
-        pin = self.device.type == "cuda"
-        empty = empty_unroll(
-            self.spec.environment,
-            self.config.unroll_length,
-            self.spec.state_size,
-            self.config.batch_size,
-        )
-        tensors = [torch.from_numpy(array) for array in empty]
-        if pin:
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
 
 
 def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:

@@ -26,9 +26,11 @@ state it had there, is ``final_value[t]``; the learner adds its discounted value
 the stack is a view over time, made by ``stacking.stack_frames`` where the network runs.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
+
+Array = TypeVar("Array")  # np.ndarray, or torch.Tensor
 
 
 class ObservationSpec(NamedTuple):
@@ -86,22 +88,24 @@ class AgentOutput(NamedTuple):
     baseline: Any  # [T', B]
 
 
-class Unroll(NamedTuple):
-    """What travels from actor to learner for E (or, batched, B) environments. Row t as above.
+class Unroll(NamedTuple, Generic[Array]):
+    """T steps of E (or, batched, B) environments. Row t as above.
 
-    Arrays of NumPy on the actor and the wire, tensors in the learner.
+    ``Unroll[np.ndarray]`` is what an actor collects and a batch is assembled in,
+    ``Unroll[torch.Tensor]`` what is learned from. In between, as it travels and waits, it is
+    ``endpoint.codec.CompressedUnroll``.
     """
 
-    observation: Any  # [T + K, E, *shape]: K - 1 earlier frames, then rows 0..T
-    reward: Any  # [T + 1, E] float32
-    done: Any  # [T + 1, E] bool
-    final_value: Any  # [T + 1, E] float32, 0 except where a time limit ended the episode
-    action: Any  # [T + 1, E] int64
-    policy_logits: Any  # [T + 1, E, A] float32
-    baseline: Any  # [T + 1, E] float32
-    initial_action: Any  # [E] int64, the last action at row 0
-    agent_state: Any  # [E, S] float32, the agent's state before row 0
-    weights_version: Any  # [E] int64, learner updates behind the weights that acted
+    observation: Array  # [T + K, E, *shape]: K - 1 earlier frames, then rows 0..T
+    reward: Array  # [T + 1, E] float32
+    done: Array  # [T + 1, E] bool
+    final_value: Array  # [T + 1, E] float32, 0 except where a time limit ended the episode
+    action: Array  # [T + 1, E] int64
+    policy_logits: Array  # [T + 1, E, A] float32
+    baseline: Array  # [T + 1, E] float32
+    initial_action: Array  # [E] int64, the last action at row 0
+    agent_state: Array  # [E, S] float32, the agent's state before row 0
+    weights_version: Array  # [E] int64, learner updates behind the weights that acted
 
 
 def unroll_layout(
@@ -132,7 +136,9 @@ def unroll_layout(
     }
 
 
-def empty_unroll(spec: EnvironmentSpec, unroll_length: int, state_size: int, size: int) -> Unroll:
+def empty_unroll(
+    spec: EnvironmentSpec, unroll_length: int, state_size: int, size: int
+) -> Unroll[np.ndarray]:
     """An ``Unroll`` of zeros for ``size`` environments (E or B), as NumPy arrays."""
     layout = unroll_layout(spec, unroll_length, state_size)
     return Unroll(

@@ -8,8 +8,9 @@ from impala_torch.agents import weights
 from impala_torch.flags.config import Config, check
 from impala_torch.flags.errors import UserError
 from impala_torch.learner import Learner
+from impala_torch.learning.feed import make_batch
 from impala_torch.learning.group import Group
-from impala_torch.report.progress import Progress
+from impala_torch.report.tally import Tally
 from impala_torch.structures import unroll_layout
 
 T = 5
@@ -20,7 +21,7 @@ def learner_of(tmp_path, free_port):
     """Makes learners of CartPole, with flags."""
     made = []
 
-    def make(**changes) -> tuple[Learner, Progress]:
+    def make(**changes) -> tuple[Learner, Tally]:
         logdir = tmp_path / str(len(made))
         logdir.mkdir()
         config = Config(
@@ -37,21 +38,18 @@ def learner_of(tmp_path, free_port):
         )
         check(config)
         learner = Learner(config, Group(), logdir)
-        progress = Progress(
-            config, learner.group, learner.state, learner.endpoint, learner.batches, logdir
-        )
-        made.append((learner, progress))
-        return learner, progress
+        tally = Tally(learner.spec.environment.num_actions)
+        made.append(learner)
+        return learner, tally
 
     yield make
-    for learner, progress in made:
-        progress.__exit__(None, None, None)
+    for learner in made:
         learner.close()
 
 
 def fill(learner: Learner, columns: slice = slice(None), seed: int = 3):
     """A batch with those columns of a random unroll of 4."""
-    batch = learner._make_batch()
+    batch = make_batch(learner.spec, learner.config.batch_size, learner.device)
     rng = np.random.default_rng(seed)
     for name, (before, after, dtype) in unroll_layout(learner.spec.environment, T, 0).items():
         shape = (*before, 4, *after)
@@ -68,10 +66,10 @@ def flat(learner: Learner) -> torch.Tensor:
 def test_the_entropys_weight_falls_with_the_learning_rate_where_asked(learner_of):
     frames = 4 * T  # of 1000
     for decays, expected in ((True, 0.5 * (1 - frames / 1000)), (False, 0.5)):
-        learner, progress = learner_of(batch_size=4, entropy_cost=0.5, entropy_decay=decays)
+        learner, tally = learner_of(batch_size=4, entropy_cost=0.5, entropy_decay=decays)
         for _ in range(2):
-            learner.update(fill(learner), progress)
-            metrics = progress._metrics
+            learner.update(fill(learner), tally)
+            metrics = learner._metrics
         weighted, entropy = metrics["entropy_loss"].item(), metrics["entropy"].item()
         assert learner.state.frames == 2 * frames
         assert weighted == pytest.approx(-expected * entropy * frames, rel=1e-5)
@@ -81,8 +79,8 @@ def test_the_entropys_weight_falls_with_the_learning_rate_where_asked(learner_of
 def test_a_compiled_network_learns_the_same(learner_of):
     learners = [learner_of(batch_size=4, compile=compiles) for compiles in (False, True)]
     for seed in (1, 2, 3):
-        for learner, progress in learners:
-            learner.update(fill(learner, seed=seed), progress)
+        for learner, tally in learners:
+            learner.update(fill(learner, seed=seed), tally)
     plain, compiled = (flat(learner) for learner, _ in learners)
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-6)
     assert [name for name, _ in weights.layout(learners[1][0].agent)] == [
@@ -98,32 +96,34 @@ def test_compiling_without_a_compiler_is_told(learner_of, monkeypatch):
 
 
 def test_a_virtual_batch_is_exactly_one_large_batch(learner_of):
-    whole, whole_progress = learner_of(batch_size=4)
-    parts, parts_progress = learner_of(batch_size=2, virtual_batch_size=4)
+    whole, whole_tally = learner_of(batch_size=4)
+    parts, parts_tally = learner_of(batch_size=2, virtual_batch_size=4)
     start = flat(whole)
     assert torch.equal(start, flat(parts))
     for seed in (1, 2, 3):
-        whole.update(fill(whole, seed=seed), whole_progress)
+        whole.update(fill(whole, seed=seed), whole_tally)
         before = flat(parts)
-        parts.update(fill(parts, slice(0, 2), seed), parts_progress)
+        parts.update(fill(parts, slice(0, 2), seed), parts_tally)
         assert torch.equal(before, flat(parts))  # not before the virtual batch is whole
-        parts.update(fill(parts, slice(2, 4), seed), parts_progress)
+        parts.update(fill(parts, slice(2, 4), seed), parts_tally)
         assert (parts.state.updates, parts.state.frames) == (seed, 4 * T * seed)
         assert (whole.state.updates, whole.state.frames) == (seed, 4 * T * seed)
-        for name, value in whole_progress._metrics.items():
-            torch.testing.assert_close(parts_progress._metrics[name], value, msg=name)
-        torch.testing.assert_close(parts_progress._norm, whole_progress._norm)
+        ours, theirs = whole_tally.take(), parts_tally.take()
+        assert theirs["metrics"] == pytest.approx(ours["metrics"], rel=1e-5, abs=1e-6)
+        assert "grad_norm" in ours["metrics"]
+        # Acted with weights of no update, and learned from after seed - 1 of them.
+        assert ours["lag"] == theirs["lag"] == seed - 1
     torch.testing.assert_close(flat(parts), flat(whole), rtol=1e-5, atol=1e-7)
     assert not torch.allclose(flat(whole), start, rtol=1e-3, atol=1e-5)
 
 
 def test_a_reused_batch_is_that_batch_several_times(learner_of):
-    thrice, thrice_progress = learner_of(batch_size=4, batch_reuse=3)
-    single, single_progress = learner_of(batch_size=4, learning_rate=0.00048)
-    thrice.update(fill(thrice), thrice_progress)
+    thrice, thrice_tally = learner_of(batch_size=4, batch_reuse=3)
+    single, single_tally = learner_of(batch_size=4, learning_rate=0.00048)
+    thrice.update(fill(thrice), thrice_tally)
     for _ in range(3):
         single.state.frames = 0  # the schedule counts frames, not updates
-        single.update(fill(single), single_progress)
+        single.update(fill(single), single_tally)
     assert (thrice.state.updates, thrice.state.frames) == (3, 4 * T)
     assert torch.equal(flat(thrice), flat(single))
 

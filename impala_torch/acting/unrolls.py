@@ -23,7 +23,7 @@ class UnrollCollector:
         self.episodes: list[EpisodeResult] = []
         self._started = False
 
-    def collect(self, weights_version: int) -> Unroll:
+    def collect(self, weights_version: int) -> Unroll[np.ndarray]:
         """The next unroll; its arrays are overwritten by the next call.
 
         Args:

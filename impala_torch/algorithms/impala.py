@@ -10,6 +10,8 @@ from impala_torch import vtrace
 from impala_torch.flags.config import Config
 from impala_torch.structures import AgentOutput, Unroll
 
+REDUCTION = "sum"  # over a batch, and so over the batches of several learners
+
 
 def policy_gradient_loss(
     policy_logits: torch.Tensor, actions: torch.Tensor, advantages: torch.Tensor
@@ -71,7 +73,10 @@ def add_metrics(
 
 
 def impala_loss(
-    learner_outputs: AgentOutput, batch: Unroll, config: Config, entropy_cost: float | None = None
+    learner_outputs: AgentOutput,
+    batch: Unroll[torch.Tensor],
+    config: Config,
+    entropy_cost: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of a batch, rows paired by the convention of ``structures``.
 

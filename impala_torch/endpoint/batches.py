@@ -1,31 +1,68 @@
 """From unrolls to batches: bounded, decoded in its own thread into buffers made once.
 
 The endpoint's I/O thread reserves room before an actor may send (``reserve``) and hands over what
-arrives (``put``); the assembling thread decodes it into columns of a batch; the learner takes
-full batches (``get``) and gives their buffers back (``recycle``).
+arrives (``put``). It waits, compressed, until the assembling thread decodes it into columns of a
+batch; the learner takes full batches (``get``) and gives their buffers back (``recycle``).
+
+Learners of one run share what waits (``learning.sharing``): what is compressed can be given away
+(``give``, ``take_over``), so a learner that shares assembles no more than its part (``allow``).
 """
 
-import queue
+import collections
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from impala_torch.endpoint.messages import BadMessage, Route, UnrollCodec
+from impala_torch.endpoint.codec import CompressedUnroll, UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route
 from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.structures import Unroll
+
+# One in training, one on its way to a GPU, one ready, one being filled.
+_BUFFERS = 4
 
 
 class Batch(NamedTuple):
     """One batch of B unrolls: the same memory as tensors (pinned for a GPU) and as arrays."""
 
-    tensors: Unroll
-    arrays: Unroll
+    tensors: Unroll  # of torch.Tensor
+    arrays: Unroll[np.ndarray]
+
+
+class Waiting(NamedTuple):
+    """One environment's unroll that waits, compressed."""
+
+    sender: Route | None  # None where another learner gave it
+    unroll: CompressedUnroll
+    env: int
+
+
+class Stock(NamedTuple):
+    """What a learner has, in unrolls: what learners tell each other before each update."""
+
+    in_hand: int  # of the batch that it learns from next: B, or 0 where it has none
+    taken: int  # assembled into batches beyond that one
+    waiting: int  # compressed: it can be given away
+    coming: int  # on their way from other learners
+    reserved: int  # of actors that may send now
+    wanted: int  # of a message that is larger than the queue and waits for credit; 0 = none
+    overdraft: int  # of a message for which the learners agreed to let it in all the same
 
 
 class QueueClosed(Exception):
     """The queue was closed while somebody waited for it."""
+
+
+class _Partial:
+    """A batch that is being filled. Equal to itself alone."""
+
+    def __init__(self, batch: Batch, columns: Sequence[int]) -> None:
+        self.batch = batch
+        self.columns = collections.deque(columns)  # that nobody fills yet
+        self.missing = len(columns)
 
 
 class BatchQueue:
@@ -38,33 +75,44 @@ class BatchQueue:
         capacity: int,
         make_batch: Callable[[], Batch],
         max_policy_lag: int = 0,
+        shared: bool = False,
     ) -> None:
         """
         Args:
           spec: what unrolls look like.
           batch_size: B.
           capacity: batches that may wait; a single message larger than this is let in alone.
-          make_batch: makes the buffers of a batch; called capacity + 3 times, here.
-          max_policy_lag: unrolls older than this many updates are dropped; 0 = none.
+          make_batch: makes the buffers of a batch; called here, a fixed number of times.
+          max_policy_lag: unrolls older than this many updates when they would be learned from
+            are dropped; 0 = none.
+          shared: whether other learners share what waits here; nothing is assembled then before
+            ``allow``.
         """
         self._batch_size = batch_size
-        self._capacity = capacity * batch_size
+        self.capacity = capacity * batch_size  # in unrolls
         self._max_policy_lag = max_policy_lag
+        self._shared = shared
         self._codec = UnrollCodec(spec)
-        self._lock = threading.Lock()
-        self._held = 0  # unrolls here: received, and not yet taken by the learner
+        # Guards all below; told of every change that somebody may wait for.
+        self._changed = threading.Condition()
+        self._waiting: collections.deque[Waiting] = collections.deque()
+        self._partials: collections.deque[_Partial] = collections.deque()  # the first is filled
+        self._ready: collections.deque[Batch] = collections.deque()
+        self._free = [make_batch() for _ in range(_BUFFERS)]
+        self._taken = 0  # unrolls in partial and ready batches
+        self._allowed: float = 0 if shared else float("inf")  # how many those may be
+        self._coming = 0
         self._reserved = 0  # unrolls that actors have credit for
-        self._inbox: queue.SimpleQueue = queue.SimpleQueue()
-        self._ready: queue.SimpleQueue = queue.SimpleQueue()
-        self._free: queue.SimpleQueue = queue.SimpleQueue()
-        # Beside the waiting ones: one in training, one on its way to a GPU, one being filled.
-        for _ in range(capacity + 3):
-            self._free.put(make_batch())
+        self._overdraft = 0
+        self._closed = False
+        self._error: BaseException | None = None
+        self.wanted = 0  # see ``Stock``; kept by the endpoint's thread
         self.version = 0  # of the newest weights, for max_policy_lag
         self.dropped = 0  # unrolls that were too old
+        self.given = 0  # unrolls, to other learners
+        self.received = 0  # unrolls, from other learners
         self.on_room: Callable[[], None] = lambda: None
         self.on_bad: Callable[[Route, str], None] = lambda sender, reason: None
-        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="assembler", daemon=True)
         self._thread.start()
 
@@ -72,35 +120,50 @@ class BatchQueue:
 
     def reserve(self, unrolls: int) -> bool:
         """Sets room aside for a message of ``unrolls``; False if there is none now."""
-        with self._lock:
-            room = self._capacity - self._held - self._reserved
-            # A message larger than the whole queue must get in some time, or its actor starves
-            # and the learner with it: let it in alone, when not even a batch is here.
-            alone = self._reserved == 0 and self._held < self._batch_size
-            if unrolls > room and not alone:
+        with self._changed:
+            if not self._may_come(unrolls):
+                self.wanted = unrolls if self._shared and unrolls > self.capacity else 0
                 return False
+            self.wanted = 0
             self._reserved += unrolls
             return True
 
+    def _may_come(self, unrolls: int) -> bool:
+        if unrolls <= self.capacity - self._held - self._reserved:
+            return True
+        if self._shared and unrolls > self.capacity:
+            # Each learner for itself would let one in, which is more than one learner would.
+            lent = self._overdraft >= unrolls
+            self._overdraft = 0
+            return lent
+        # A message larger than the whole queue must get in some time, or its actor starves
+        # and the learner with it: let it in alone, when not even a batch is here.
+        return self._reserved == 0 and self._held < self._batch_size
+
     def release(self, unrolls: int) -> None:
         """Gives room back that an actor will not use."""
-        with self._lock:
+        with self._changed:
             self._reserved -= unrolls
         self.on_room()
 
-    def put(self, sender: Route, unroll: Unroll, num_envs: int) -> None:
+    def put(self, sender: Route, unroll: CompressedUnroll, num_envs: int) -> None:
         """Takes over what ``UnrollCodec.decode_fields`` gave, for room set aside before."""
-        with self._lock:
+        with self._changed:
             self._reserved -= num_envs
-            self._held += num_envs
-        self._inbox.put((sender, unroll, num_envs))
+            self._waiting.extend(Waiting(sender, unroll, env) for env in range(num_envs))
+            self._changed.notify_all()
 
     # --- the learner's side ---
 
     @property
-    def depth(self) -> int:
+    def depth(self) -> float:
+        """Batches that wait, or whose unrolls do."""
+        return self._held / self._batch_size
+
+    @property
+    def num_ready(self) -> int:
         """Full batches that wait."""
-        return self._ready.qsize()
+        return len(self._ready)
 
     def get(self, timeout: float) -> Batch | None:
         """The next full batch, or None after ``timeout`` seconds.
@@ -109,34 +172,101 @@ class BatchQueue:
           QueueClosed: it was closed.
           RuntimeError: the assembling thread died; its error is the cause.
         """
-        try:
-            batch = self._ready.get(timeout=timeout)
-        except queue.Empty:
-            return None
-        if batch is None:
-            self._ready.put(None)  # for whoever asks again
-            if self._error is not None:
-                raise RuntimeError("the assembling thread died") from self._error
-            raise QueueClosed
-        self._leave(self._batch_size)
+        deadline = time.monotonic() + timeout
+        batch: Batch | None = None
+        with self._changed:
+            while batch is None:
+                if self._ready:
+                    batch = self._ready.popleft()
+                    self._taken -= self._batch_size
+                    if self._take_back(batch):
+                        batch = None
+                elif self._error is not None:
+                    raise RuntimeError("the assembling thread died") from self._error
+                elif self._closed:
+                    raise QueueClosed
+                elif not self._changed.wait(deadline - time.monotonic()):
+                    return None
+        self.on_room()
         return batch
+
+    def refresh(self, batch: Batch) -> bool:
+        """Whether a batch that ``get`` gave has become too old meanwhile, and was taken back."""
+        with self._changed:
+            return self._take_back(batch)
 
     def recycle(self, batch: Batch) -> None:
         """Gives a batch's buffers back; nobody may use them any more."""
-        self._free.put(batch)
+        with self._changed:
+            self._free.append(batch)
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Ends the assembling thread and waits for it."""
-        self._inbox.put(None)
-        self._free.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
         self._thread.join()
+
+    # --- what learners share ---
+
+    def stock(self, in_hand: bool) -> Stock:
+        """What is here, for the others to know. Gives an overdraft back that nobody needs."""
+        with self._changed:
+            if not self.wanted:
+                self._overdraft = 0
+            return Stock(
+                in_hand=self._batch_size if in_hand else 0,
+                taken=self._taken,
+                waiting=len(self._waiting),
+                coming=self._coming,
+                reserved=self._reserved,
+                wanted=self.wanted,
+                overdraft=self._overdraft,
+            )
+
+    def allow(self, unrolls: int) -> None:
+        """Lets so many unrolls be assembled beyond the batch that the learner has."""
+        with self._changed:
+            self._allowed = unrolls
+            self._changed.notify_all()
+
+    def lend(self, unrolls: int) -> None:
+        """Lets a message of ``unrolls`` in, though it is larger than the queue."""
+        with self._changed:
+            self._overdraft = unrolls
+        self.on_room()
+
+    def give(self, unrolls: int) -> list[Waiting]:
+        """Takes the oldest that wait out of the queue: so many, or as many as there are."""
+        with self._changed:
+            count = min(unrolls, len(self._waiting))
+            given = [self._waiting.popleft() for _ in range(count)]
+            self.given += count
+        self.on_room()
+        return given
+
+    def expect(self, unrolls: int) -> None:
+        """So many are on their way here: they count as if they were here."""
+        with self._changed:
+            self._coming += unrolls
+
+    def take_over(self, expected: int, unrolls: Sequence[Waiting]) -> None:
+        """Takes in what came of ``expected`` unrolls."""
+        with self._changed:
+            self._coming -= expected
+            self._waiting.extend(unrolls)
+            self.received += len(unrolls)
+            self._changed.notify_all()
+        if len(unrolls) < expected:
+            self.on_room()
 
     # --- the assembling thread ---
 
-    def _leave(self, unrolls: int) -> None:
-        with self._lock:
-            self._held -= unrolls
-        self.on_room()
+    @property
+    def _held(self) -> int:
+        """Unrolls here, or on their way from another learner, that the learner has not taken."""
+        return len(self._waiting) + self._taken + self._coming
 
     def _run(self) -> None:
         try:
@@ -144,32 +274,69 @@ class BatchQueue:
         except BaseException as error:
             self._error = error
         finally:
-            self._ready.put(None)
+            with self._changed:
+                self._changed.notify_all()
 
     def _assemble(self) -> None:
-        batch: Batch | None = None
-        column = 0
-        while (item := self._inbox.get()) is not None:
-            sender, unroll, num_envs = item
-            for env in range(num_envs):
-                if self._too_old(unroll.weights_version[env]):
+        while True:
+            with self._changed:
+                while not self._closed and not self._may_assemble():
+                    self._changed.wait()
+                if self._closed:
+                    return
+                waiting = self._waiting.popleft()
+                if self._too_old(waiting.unroll.fields["weights_version"][waiting.env]):
                     self.dropped += 1
-                    self._leave(1)
-                    continue
-                if batch is None:
-                    batch = self._free.get()
-                    if batch is None:
-                        return
-                try:
-                    self._codec.decode_column(unroll, env, batch.arrays, column)
-                except BadMessage as error:
-                    self.on_bad(sender, str(error))
-                    self._leave(num_envs - env)
-                    break
-                column += 1
-                if column == self._batch_size:
-                    self._ready.put(batch)
-                    batch, column = None, 0
+                    partial = None
+                else:
+                    self._taken += 1
+                    if not self._partials:
+                        free = self._free.pop()
+                        self._partials.appendleft(_Partial(free, range(self._batch_size)))
+                    partial = self._partials[0]
+                    column = partial.columns.popleft()
+            if partial is None:
+                self.on_room()
+                continue
+            try:
+                arrays = partial.batch.arrays
+                self._codec.decode_column(waiting.unroll, waiting.env, arrays, column)
+            except BadMessage as error:
+                self._leave_out(partial, column, waiting, str(error))
+                continue
+            with self._changed:
+                partial.missing -= 1
+                if not partial.missing:
+                    self._partials.remove(partial)
+                    self._ready.append(partial.batch)
+                    self._changed.notify_all()
 
-    def _too_old(self, weights_version: np.int64) -> bool:
-        return 0 < self._max_policy_lag < self.version - int(weights_version)
+    def _may_assemble(self) -> bool:
+        room = self._partials or self._free
+        return bool(self._waiting and room and self._taken < self._allowed)
+
+    def _leave_out(self, partial: _Partial, column: int, bad: Waiting, reason: str) -> None:
+        """Forgets an unroll that cannot be decoded, and what came with it in one message."""
+        with self._changed:
+            partial.columns.appendleft(column)
+            self._taken -= 1
+            others = [one for one in self._waiting if one.unroll is not bad.unroll]
+            self._waiting = collections.deque(others)
+        if bad.sender is not None:
+            self.on_bad(bad.sender, reason)
+        self.on_room()
+
+    def _take_back(self, batch: Batch) -> bool:
+        """Whether unrolls of a full batch are too old; then they are dropped, and others wanted."""
+        old = np.flatnonzero(self._too_old(batch.arrays.weights_version)).tolist()
+        if old:
+            self.dropped += len(old)
+            self._taken += self._batch_size - len(old)
+            self._partials.appendleft(_Partial(batch, old))
+            self._changed.notify_all()
+        return bool(old)
+
+    def _too_old(self, weights_version: np.ndarray) -> np.ndarray:
+        """Whether learning from weights of these versions now would be learning too late."""
+        limit = self._max_policy_lag
+        return (self.version - weights_version > limit) & (limit > 0)

@@ -23,6 +23,11 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 | anyone  | status    |                                                           |                |
 | learner | status    | status: the endpoint's numbers, see ``server.status``     |                |
 
+Learners of one run give each other unrolls over MPI (``learning.sharing``), several at a time:
+
+| learner | surplus   | sizes: [[bytes of fields, bytes of block], ...]           | all, one after |
+|         |           |                                                           | the other      |
+
 ``instance`` is another one at each start of a learner. Versions count a learner's updates, so a
 restarted learner may give weights other than its predecessor's the same version.
 
@@ -47,14 +52,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgpack
-import numpy as np
 
-from impala_torch.endpoint import blocks
-from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.structures import (
     EpisodeResult,
-    Unroll,
-    unroll_layout,
 )
 
 PROTOCOL = 2
@@ -118,110 +118,30 @@ def unwrap(parts: list[memoryview]) -> tuple[bytes, list[memoryview]]:
     return bytes(parts[1]), parts[2:]
 
 
-# --- unrolls ----------------------------------------------------------------------------------
+def pack_surplus(unrolls: Sequence[Sequence[Buffer]]) -> bytes:
+    """A 'surplus' in one piece: its header's length, the header, the unrolls' buffers."""
+    header = encode("surplus", sizes=[[len(part) for part in parts] for parts in unrolls])
+    buffers = [part for parts in unrolls for part in parts]
+    return b"".join([len(header).to_bytes(4, "little"), header, *buffers])
 
 
-class UnrollCodec:
-    """Unrolls of E environments <-> buffers. Not to be shared between threads.
-
-    The first buffer is a block (``frames``) of all fields but the observation, one after the other
-    in the order of ``Unroll``, each as C-contiguous little-endian array; then one block of
-    observations follows for each environment.
-    """
-
-    def __init__(self, spec: RunSpec) -> None:
-        self.spec = spec
-        self._layout = unroll_layout(spec.environment, spec.unroll_length, spec.state_size)
-        self._encoder = blocks.Encoder()
-        self._decoder = blocks.Decoder()
-        before, after, dtype = self._layout["observation"]
-        self._block_shape = (*before, *after)
-        self._block_bytes = math.prod(self._block_shape) * np.dtype(dtype).itemsize
-
-    def encode(self, unroll: Unroll) -> list[bytes]:
-        fields = [
-            np.ascontiguousarray(getattr(unroll, name)).tobytes()
-            for name in self._layout
-            if name != "observation"
-        ]
-        fields_block = self._encoder.compress(b"".join(fields))
-        return [fields_block, *self._encoder.encode(unroll.observation)]
-
-    def decode_fields(self, buffers: Sequence[Buffer], num_envs: int, version: int) -> Unroll:
-        """Checks the buffers of an unroll and reads all but its observations.
-
-        Args:
-          buffers: what followed the header.
-          num_envs: E, from the sender's hello.
-          version: the newest weights' version; what acted cannot be newer.
-
-        Returns:
-          An Unroll of views of the first buffer, with the blocks as ``observation``.
-
-        Raises:
-          BadMessage: a length or a value is off.
-        """
-        if len(buffers) != 1 + num_envs:
-            raise BadMessage(f"unroll of {len(buffers)} buffers instead of {1 + num_envs}")
-        values: dict[str, Any] = {"observation": list(buffers[1:])}
-        expected = sum(
-            math.prod((*before, num_envs, *after)) * np.dtype(dtype).itemsize
-            for name, (before, after, dtype) in self._layout.items()
-            if name != "observation"
-        )
-        try:
-            data, offset = self._decoder.decompress(buffers[0], expected), 0
-        except ValueError as error:
-            raise BadMessage(f"unroll fields: {error}") from error
-        for name, (before, after, dtype) in self._layout.items():
-            if name == "observation":
-                continue
-            shape = (*before, num_envs, *after)
-            count = math.prod(shape)
-            raw = np.frombuffer(data, np.uint8 if dtype == "bool" else dtype, count, offset)
-            offset += raw.nbytes
-            values[name] = raw.reshape(shape)
-        if (values["done"] > 1).any():
-            raise BadMessage("unroll has a done that is neither 0 nor 1")
-        values["done"] = values["done"].view(bool)
-        actions = self.spec.environment.num_actions
-        for name, high in (
-            ("action", actions - 1),
-            ("initial_action", actions - 1),
-            ("weights_version", version),
-        ):
-            if (values[name] < 0).any() or (values[name] > high).any():
-                raise BadMessage(f"unroll has {name} outside 0 to {high}")
-        for name in ("reward", "final_value", "policy_logits", "baseline", "agent_state"):
-            if not np.isfinite(values[name]).all():
-                raise BadMessage(f"unroll has {name} that is not finite")
-        for block in values["observation"]:
-            try:
-                blocks.check_size(block, self._block_bytes)
-            except ValueError as error:
-                raise BadMessage(f"observations: {error}") from error
-        return Unroll(**values)
-
-    def decode_column(self, unroll: Unroll, env: int, out: Unroll, column: int) -> None:
-        """Writes environment ``env`` of what ``decode_fields`` gave to a column of ``out``.
-
-        Raises:
-          BadMessage: its block of observations is damaged.
-        """
-        try:
-            self._decoder.decode(unroll.observation[env], out.observation[:, column])
-        except ValueError as error:
-            raise BadMessage(f"observations: {error}") from error
-        rows = out.observation[:, column]
-        if rows.dtype.kind == "f" and not np.isfinite(rows).all():
-            raise BadMessage("unroll has observation that is not finite")
-        for name, (before, _, _) in self._layout.items():
-            if name == "observation":
-                continue
-            if before:
-                getattr(out, name)[:, column] = getattr(unroll, name)[:, env]
-            else:
-                getattr(out, name)[column] = getattr(unroll, name)[env]
+def unpack_surplus(data: Buffer) -> list[list[memoryview]]:
+    """Undoes ``pack_surplus``. Raises BadMessage."""
+    view = memoryview(data)
+    start = 4 + int.from_bytes(view[:4], "little")
+    header = decode(view[4:start])
+    sizes = field(header, "sizes", list)
+    good = all(type(size) is int and size >= 0 for pair in sizes for size in pair)
+    if not good or start + sum(map(sum, sizes)) != len(view):
+        raise BadMessage("surplus of another length than it says")
+    unrolls = []
+    for pair in sizes:
+        parts = []
+        for size in pair:
+            parts.append(view[start : start + size])
+            start += size
+        unrolls.append(parts)
+    return unrolls
 
 
 def encode_episodes(episodes: Sequence[EpisodeResult]) -> list[list[float | None]]:

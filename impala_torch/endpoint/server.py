@@ -19,7 +19,8 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import BatchQueue
-from impala_torch.endpoint.messages import BadMessage, Route, UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
+from impala_torch.endpoint.messages import BadMessage, Route
 from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.flags.errors import UserError
@@ -86,7 +87,10 @@ class EndpointServer:
         self.weights_sent = 0
         self._bytes_window = Window(0)
         self._host = socket.gethostname()
-        self.episodes: collections.deque[EpisodeResult] = collections.deque(maxlen=100_000)
+        # With the newest weights' version when they were told.
+        self._episodes: collections.deque[tuple[int, EpisodeResult]] = collections.deque(
+            maxlen=100_000
+        )
         self.learner_status: dict[str, Any] = {}  # replaced whole by the learner
         self.error: BaseException | None = None
 
@@ -131,6 +135,10 @@ class EndpointServer:
         self._weights = (version, flat.data.cast("B"), frames)
         self._batches.version = version
 
+    def take_episodes(self) -> list[tuple[int, EpisodeResult]]:
+        """Those told since the last call, each with the updates behind the weights of then."""
+        return [self._episodes.popleft() for _ in range(len(self._episodes))]
+
     @property
     def num_connected(self) -> int:
         """Actors heard of lately."""
@@ -154,8 +162,10 @@ class EndpointServer:
             "host": self._host,
             "pid": os.getpid(),
             "num_actors": self._num_actors,
-            "queue_batches": self._batches.depth,
+            "queue_batches": round(self._batches.depth, 2),
             "dropped_unrolls": self._batches.dropped,
+            "given_unrolls": self._batches.given,
+            "received_unrolls": self._batches.received,
             "bad_messages": self.bad_messages,
             "last_bad": self.last_bad,
             "denied_connections": denied,
@@ -367,9 +377,9 @@ class EndpointServer:
         episodes = messages.decode_episodes(header)
         waited = messages.decode_waited(header)
         peer.granted_at = None
-        acted_with = int(unroll.weights_version.min())
+        acted_with = int(unroll.fields["weights_version"].min())
         peer.count(self.spec.unroll_length * peer.num_envs, len(episodes), waited, acted_with)
-        self.episodes.extend(episodes)
+        self._episodes.extend((self._version, episode) for episode in episodes)
         self._batches.put(peer.route, unroll, peer.num_envs)
 
     def _grant(self) -> None:
@@ -387,6 +397,7 @@ class EndpointServer:
             peer.waiting_since = None
             peer.granted_at = now
             self._send(peer.route, "credit")
+        self._batches.wanted = 0
 
     def _forget(self, peer: Peer) -> None:
         self._peers.pop(peer.route, None)

@@ -16,7 +16,7 @@ from typing import Any, cast
 
 from absl import flags
 
-from impala_torch.flags.config import LARGE_ENVS, PER_PROCESS, Config, check
+from impala_torch.flags.config import PER_PROCESS, Config, check
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
@@ -102,8 +102,6 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
         values = _read(known["config"])
     else:
         values = dict(PRESETS[known.get("preset", "none")])
-    if "num_envs" not in present and known.get("batch_size", 0) >= LARGE_ENVS:
-        known["num_envs"] = LARGE_ENVS
     known |= {name: value for name, value in values.items() if name not in present}
     # What the file said is in the flags now; processes of the run need not have the file.
     config = Config(**{**known, "config": ""})
@@ -141,8 +139,6 @@ def to_argv(config: Config, only_changed: bool = True, **overrides: Any) -> list
     changed = config.replace(**overrides)
     # What the reader would choose otherwise where it is not given.
     chosen = {*overrides, *PRESETS[changed.preset]}
-    if changed.batch_size >= LARGE_ENVS:
-        chosen.add("num_envs")
     argv = []
     for field in dataclasses.fields(Config):
         value = getattr(changed, field.name)

@@ -18,7 +18,6 @@ from impala_torch.flags.addresses import parse_address
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
-LARGE_ENVS = 32  # --num_envs where batches are as large: an actor's message is then one batch
 MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
 
 
@@ -165,8 +164,9 @@ class Config:
     num_envs: int = flag(
         ACTING,
         16,
-        "E: environments of one actor, stepped together with one batched forward. Not given: 32 "
-        "where --batch_size is 32 or more, which is faster.",
+        "E: environments of one actor, stepped together with one batched forward. More are faster "
+        "where a machine has room, and every one of them is more in flight: 32 suits a batch of 32 "
+        "or more, over all learners.",
     )
     actor_threads: int = flag(
         ACTING,
@@ -180,14 +180,20 @@ class Config:
         "Environment frames (agent steps x repeats, over all learners) to train for. The "
         "learning rate falls linearly to 0 over them.",
     )
-    batch_size: int = flag(LEARNING, 2, "B: unrolls per update of one learner.")
+    batch_size: int = flag(
+        LEARNING,
+        2,
+        "B: unrolls per update of one learner; n learners learn from n x B together, as one "
+        "learner with that --batch_size would.",
+    )
     unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.")
     virtual_batch_size: int = flag(
         LEARNING,
         0,
         "Unrolls per optimizer step of one learner: gradients of so many are added up, batch by "
-        "batch, before they are averaged over the learners and applied; exactly as if --batch_size "
-        "were as large, in the memory of the small one. A multiple of --batch_size; 0 = the same.",
+        "batch, before they become one with the other learners' and are applied; exactly as if "
+        "--batch_size were as large, in the memory of the small one. A multiple of --batch_size; "
+        "0 = the same.",
     )
     batch_reuse: int = flag(
         LEARNING,
@@ -204,7 +210,8 @@ class Config:
     max_policy_lag: int = flag(
         LEARNING,
         0,
-        "Drop unrolls that were acted with weights more than this many updates old. 0 = keep all.",
+        "Drop unrolls that were acted with weights more than this many updates old when they are "
+        "to be learned from. 0 = keep all.",
     )
     weights_precision: str = flag(
         LEARNING,
@@ -217,9 +224,18 @@ class Config:
     gradients_precision: str = flag(
         LEARNING,
         "float32",
-        "Type that learners average their gradients as. float16 halves what that sends: worth it "
+        "Type that learners exchange their gradients as. float16 halves what that sends: worth it "
         "where the learners' link is slow, and nothing gained where it is not.",
         choices=("float32", "float16"),
+    )
+    gradients_reduction: str = flag(
+        LEARNING,
+        "auto",
+        "How the learners' gradients become one. auto = so that n learners of B unrolls make the "
+        "update that one of n x B would make: added up, since the loss is a sum over its batch. "
+        "average = divided by the number of learners, the TensorFlow original's way: the step "
+        "then depends on how a batch is split.",
+        choices=("auto", "average"),
     )
     device: str = flag(
         LEARNING,
@@ -271,7 +287,7 @@ class Config:
     gradients_clipping: float = flag(
         OPTIMIZER,
         -1.0,
-        "Clip the averaged gradient's global norm to this. Negative = off.",
+        "Clip the global norm of all learners' gradient to this. Negative = off.",
     )
     # --- what a run leaves ---
     logdir: str = flag(

@@ -11,14 +11,24 @@ from typing import Any, NamedTuple
 import torch
 
 from impala_torch.endpoint.batches import Batch, BatchQueue, QueueClosed
-from impala_torch.structures import Unroll
+from impala_torch.endpoint.run_spec import RunSpec
+from impala_torch.structures import Unroll, empty_unroll
+
+
+def make_batch(spec: RunSpec, batch_size: int, device: torch.device) -> Batch:
+    """The memory of a batch of ``batch_size`` unrolls; pinned where it is to go to a GPU."""
+    empty = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, batch_size)
+    tensors = [torch.from_numpy(array) for array in empty]
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
 
 
 class _Copy(NamedTuple):
     """A batch and its copy on the GPU, which is whole once ``done`` has happened there."""
 
     batch: Batch
-    unroll: Unroll
+    unroll: Unroll[torch.Tensor]
     done: Any  # torch.cuda.Event
 
 
@@ -37,16 +47,20 @@ class Feed:
 
     def get(self, timeout: float) -> Batch | None:
         """The next batch, or None after ``timeout`` seconds. Raises as ``BatchQueue.get``."""
-        return self._next.batch if self._next is not None else self._batches.get(timeout)
+        if self._next is not None:
+            if not self._batches.refresh(self._next.batch):
+                return self._next.batch
+            self._next = None
+        return self._batches.get(timeout)
 
     def prepare_next(self) -> None:
         """Starts copying the next batch, if one waits: for when the GPU has work to do."""
-        if self._stream is not None and self._next is None and self._batches.depth:
+        if self._stream is not None and self._next is None and self._batches.num_ready:
             with contextlib.suppress(QueueClosed, RuntimeError):  # ``get`` says it again
                 batch = self._batches.get(0)
                 self._next = None if batch is None else self._copy(batch)
 
-    def on_device(self, batch: Batch) -> Unroll:
+    def on_device(self, batch: Batch) -> Unroll[torch.Tensor]:
         """A batch's tensors where the learner computes; work queued from now on may read them."""
         if self._stream is None:
             return batch.tensors

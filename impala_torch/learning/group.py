@@ -15,29 +15,43 @@ import torch
 
 from impala_torch.flags.errors import UserError
 
+SUM, AVERAGE = "sum", "average"
+_TAG = 1  # of what ranks send each other, one to one
+
 
 class Group:
     """A group of one learner: every agreement is its own word."""
 
-    allreduce_secs = 0.0  # spent averaging gradients, in all
+    allreduce_secs = 0.0  # spent reducing gradients, in all
     rank = 0
     size = 1
     local_rank = 0
     local_size = 1
 
+    def tell(self, words: Sequence[int]) -> np.ndarray:
+        """All ranks' words, [ranks, words] int64. All ranks call it at the same point."""
+        return np.array([words], np.int64)
+
     def agree(self, words: Sequence[int]) -> list[int]:
         """The largest of all ranks' words, place by place. All ranks call it at the same point."""
-        return list(words)
+        return self.tell(words).max(axis=0).tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """All ranks' values (what JSON holds), by rank, on every rank."""
         return [value]
 
+    def send(self, rank: int, data: bytes) -> None:
+        """Begins to send ``data`` to another rank, which is to ``receive`` it; does not wait."""
+
+    def receive(self, rank: int) -> bytes | None:
+        """What another rank sent, in the order in which it did; None while nothing is there."""
+        return None
+
     def check_same(self, facts: Mapping[str, Any]) -> None:
         """Raises UserError on every rank, naming the difference, unless all have equal facts."""
 
     def check_device(self, device: torch.device) -> None:
-        """Raises UserError where gradients on ``device`` cannot be averaged."""
+        """Raises UserError where gradients on ``device`` cannot be reduced."""
 
     def distributed(
         self,
@@ -45,14 +59,19 @@ class Group:
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         backwards_per_step: int = 1,
         precision: str = "float32",
+        reduction: str = AVERAGE,
     ) -> torch.optim.Optimizer:
-        """An optimizer whose step uses the average of all ranks' gradients.
+        """An optimizer whose step uses the sum, or the average, of all ranks' gradients.
+
+        So that ranks learn as one with all their data would: the sum where each one's loss is a
+        sum over its data, the average where it is a mean.
 
         Args:
           optimizer: what steps.
           named_parameters: what it steps.
           backwards_per_step: backward passes whose gradients add up before a step.
-          precision: type that gradients travel and are averaged as, float32 or float16.
+          precision: type that gradients travel and are added up as, float32 or float16.
+          reduction: SUM or AVERAGE.
         """
         return optimizer
 
@@ -68,7 +87,7 @@ class Group:
         parameters: Sequence[torch.nn.Parameter],
         max_norm: float,
     ) -> torch.Tensor | None:
-        """Steps, the averaged gradient's global norm clipped to ``max_norm`` (negative = not).
+        """Steps, the reduced gradient's global norm clipped to ``max_norm`` (negative = not).
 
         Returns:
           The norm before clipping, [] float32, or None where it was not needed.
@@ -109,12 +128,14 @@ class HorovodGroup(Group):
         hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self._sending: list[tuple[Any, np.ndarray]] = []
+        self._receiving: dict[int, tuple[Any, np.ndarray]] = {}  # by rank
 
-    def agree(self, words: Sequence[int]) -> list[int]:
+    def tell(self, words: Sequence[int]) -> np.ndarray:
         mine = np.array(words, np.int64)
-        agreed = np.empty_like(mine)
-        self._wait(self._comm.Iallreduce(mine, agreed, self._mpi.MAX))
-        return agreed.tolist()
+        everyone = np.empty((self.size, mine.size), np.int64)
+        self._wait(self._comm.Iallgather(mine, everyone))
+        return everyone
 
     def gather(self, value: Any) -> list[Any]:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -128,6 +149,26 @@ class HorovodGroup(Group):
             json.loads(everything[start : start + size].tobytes())
             for start, size in zip(starts, sizes, strict=True)
         ]
+
+    def send(self, rank: int, data: bytes) -> None:
+        # MPI reads the buffer until the other side has it all.
+        self._sending = [pair for pair in self._sending if not pair[0].Test()]
+        buffer = np.frombuffer(data, np.uint8)
+        self._sending.append((self._comm.Isend([buffer, self._mpi.BYTE], rank, _TAG), buffer))
+
+    def receive(self, rank: int) -> bytes | None:
+        if rank not in self._receiving:
+            status = self._mpi.Status()
+            message = self._comm.Improbe(rank, _TAG, status)
+            if message is None:
+                return None
+            data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+            self._receiving[rank] = (message.Irecv([data, self._mpi.BYTE]), data)
+        request, data = self._receiving[rank]
+        if not request.Test():
+            return None
+        del self._receiving[rank]
+        return data.tobytes()
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
         everyone = self.gather(dict(facts))
@@ -154,14 +195,19 @@ class HorovodGroup(Group):
         named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
         backwards_per_step: int = 1,
         precision: str = "float32",
+        reduction: str = AVERAGE,
     ) -> torch.optim.Optimizer:
-        compression = self._hvd.Compression
+        op, compression = self._hvd.Average, self._hvd.Compression.none
+        if reduction == SUM:
+            op = self._hvd.Sum
+        if precision == "float16":  # divides itself, before anything is added up
+            op, compression = self._hvd.Sum, _Half(self.size, reduction)
         wrapped = self._hvd.DistributedOptimizer(
             optimizer,
             named_parameters=list(named_parameters),
-            op=self._hvd.Average,
+            op=op,
             backward_passes_per_step=backwards_per_step,
-            compression={"float32": compression.none, "float16": compression.fp16}[precision],
+            compression=compression,
         )
         # Horovod makes a new optimizer of the same kind, which would forget what was restored.
         wrapped.state = optimizer.state
@@ -207,6 +253,24 @@ class HorovodGroup(Group):
         while not request.Test():
             naps += 1
             time.sleep(2e-5 if naps < 50 else 5e-4)
+
+
+class _Half:
+    """Horovod's compression to float16, of which the largest number is 65,504.
+
+    Each rank sends its gradient divided by the number of ranks, so that what is added up is no
+    larger than the largest of them, whichever the reduction.
+    """
+
+    def __init__(self, size: int, reduction: str) -> None:
+        self._before = 1 / size
+        self._after = float(size) if reduction == SUM else 1.0
+
+    def compress(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.dtype]:
+        return (tensor * self._before).half(), tensor.dtype
+
+    def decompress(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return tensor.to(dtype) * self._after
 
 
 def join() -> Group:

@@ -27,15 +27,16 @@ from impala_torch.acting.seeds import seeds_of
 from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import weights
 from impala_torch.algorithms import impala
-from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
 from impala_torch.learner import Learner
+from impala_torch.learning.feed import make_batch
 from impala_torch.learning.group import Group
 from impala_torch.machine import link_speed
 from impala_torch.measure import sample
-from impala_torch.report.progress import Progress
+from impala_torch.report.tally import Tally
 from impala_torch.structures import empty_unroll
 
 _WARM_UPDATES = 3
@@ -147,21 +148,24 @@ def ready_learner(
         logdir = pathlib.Path(folder)
         learner = Learner(config, group, logdir)
         codec, batches = UnrollCodec(learner.spec), learner.batches
-        with Progress(config, group, learner.state, learner.endpoint, batches, logdir) as progress:
+        tally = Tally(learner.spec.environment.num_actions)
+        batches.allow(batches.capacity)  # nothing is shared: each learner feeds itself
 
-            def update() -> None:
-                while batches.reserve(config.num_envs):
-                    unroll = codec.decode_fields(buffers, config.num_envs, learner.state.updates)
-                    batches.put((b"", b""), unroll, config.num_envs)
-                batch = learner.feed.get(_BATCH_SECS)
-                if batch is None:
-                    raise RuntimeError("no batch was assembled")
-                learner.update(batch, progress)
+        def update() -> None:
+            if batches.depth < 1:
+                batches.lend(config.num_envs)
+            while batches.reserve(config.num_envs):
+                unroll = codec.decode_fields(buffers, config.num_envs, learner.state.updates)
+                batches.put((b"", b""), unroll, config.num_envs)
+            batch = learner.feed.get(_BATCH_SECS)
+            if batch is None:
+                raise RuntimeError("no batch was assembled")
+            learner.update(batch, tally)
 
-            try:
-                yield learner, update
-            finally:
-                learner.close()
+        try:
+            yield learner, update
+        finally:
+            learner.close()
 
 
 def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
@@ -192,7 +196,9 @@ def overlap_secs(learner: Learner) -> float:
     Args:
       learner: one that averages with no other.
     """
-    batch = learner.feed.on_device(learner._make_batch())
+    batch = learner.feed.on_device(
+        make_batch(learner.spec, learner.config.batch_size, learner.device)
+    )
     clock = _GpuClock() if learner.device.type == "cuda" else _Clock()
     ready: list[tuple[int, Any]] = []
     hooks = [

@@ -1,8 +1,8 @@
 """Where a run is bound, in words and with the figures behind them.
 
 A chain runs as fast as its slowest link: the link that nobody waits for while others wait for it.
-So the waits are what tells: a learner that waits for data is fed too slowly, actors that wait for
-credit are taken from too slowly.
+So the waits are what tells: learners that wait for data are fed too slowly, actors that wait for
+credit are taken from too slowly. Learners share their data: whose actor it is makes no difference.
 """
 
 import dataclasses
@@ -37,10 +37,6 @@ def diagnose(learners: Sequence[Figures]) -> str:
     expected = sum(one.expected for one in learners)
     if not connected:
         return f"waiting: no actor is connected (0 of {expected})"
-    empty = [index for index, one in enumerate(learners) if not one.connected]
-    if empty:
-        # The ranks go in step: one without actors holds all of them.
-        return f"waiting: learner {empty[0]} has no actor, and the others wait for it"
     # The link first: it makes learners wait for data, and more actors would make it worse.
     for index, one in enumerate(learners):
         if one.bytes_per_sec and one.link_bytes_per_sec:
@@ -65,19 +61,10 @@ def diagnose(learners: Sequence[Figures]) -> str:
     known = [one.actors_waiting_share for one in learners if one.actors_waiting_share is not None]
     actors_wait = _mean(known) if known else 0.0
     allreduce = _mean([one.allreduce_share for one in learners])
-    most = max(range(len(learners)), key=lambda index: learners[index].batch_wait_share)
-    least = min(one.batch_wait_share for one in learners)
     if learner_waits > max(_WAITS, actors_wait):
         return (
             f"actor-bound: the learner waits for data {learner_waits:.0%} of its time; more "
             f"actors or environments help{missing}"
-        )
-    # In step with the others a well-fed rank waits for the hungry one, and its actors with it.
-    if learners[most].batch_wait_share > _WAITS and least < _WAITS / 2 and len(learners) > 1:
-        return (
-            f"actor-bound at learner {most}: it waits for data "
-            f"{learners[most].batch_wait_share:.0%} of its time, and the others wait for it; move "
-            f"actors there{missing}"
         )
     if allreduce > _ALLREDUCE:
         return (

@@ -36,7 +36,8 @@ COLUMNS = (
     "queue_batches",
     "batch_wait_share",  # share of the time that the learner waited for data
     "actors",
-    "allreduce_share",  # share of the time between waits that went into averaging gradients
+    "allreduce_share",  # share of the time between waits that went into reducing gradients
+    "shared_share",  # share of the unrolls learned from that came from another learner's actors
 )
 
 

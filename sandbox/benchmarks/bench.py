@@ -37,14 +37,15 @@ from impala_torch.acting.player import Player  # noqa: E402
 from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
 from impala_torch.agents import make_agent, precision  # noqa: E402
 from impala_torch.algorithms import impala  # noqa: E402
-from impala_torch.endpoint.messages import UnrollCodec  # noqa: E402
+from impala_torch.endpoint.codec import UnrollCodec  # noqa: E402
 from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
 from impala_torch.flags.config import Config  # noqa: E402
 from impala_torch.learner import Learner  # noqa: E402
+from impala_torch.learning.feed import make_batch  # noqa: E402
 from impala_torch.learning.group import Group  # noqa: E402
 from impala_torch.measure import sample  # noqa: E402
-from impala_torch.report.progress import Progress  # noqa: E402
+from impala_torch.report.tally import Tally  # noqa: E402
 from impala_torch.structures import AgentInput  # noqa: E402
 
 LEVEL = "PongNoFrameskip-v4"
@@ -196,37 +197,37 @@ def _learning(config: Config, options: Options) -> Row:
     player = Player(agent, environments.make_environment(LEVEL, BATCH, 1), 1)
     codec = UnrollCodec(learner.spec)
     buffers = codec.encode(UnrollCollector(player, config.unroll_length).collect(0))
-    batch = learner._make_batch()
+    batch = make_batch(learner.spec, BATCH, learner.device)
     for env in range(BATCH):
         codec.decode_column(codec.decode_fields(buffers, BATCH, 0), env, batch.arrays, env)
     steps, queue = BATCH * config.unroll_length, learner.batches
-    with Progress(config, learner.group, learner.state, learner.endpoint, queue, logdir) as told:
+    tally = Tally(learner.spec.environment.num_actions)
 
-        def feed() -> None:
-            # As it comes from an actor: decoded and assembled beside the update before.
-            queue.reserve(BATCH)
-            unroll = codec.decode_fields(buffers, BATCH, learner.state.updates)
-            queue.put((b"", b""), unroll, BATCH)
+    def feed() -> None:
+        # As it comes from an actor: decoded and assembled beside the update before.
+        queue.reserve(BATCH)
+        unroll = codec.decode_fields(buffers, BATCH, learner.state.updates)
+        queue.put((b"", b""), unroll, BATCH)
 
-        def update() -> int:
-            feed()
-            ready = queue.get(60)
-            assert ready is not None
-            learner.update(ready, told)
-            return steps
+    def update() -> int:
+        feed()
+        ready = queue.get(60)
+        assert ready is not None
+        learner.update(ready, tally)
+        return steps
 
-        def bare() -> int:
-            outputs = learner.forward(batch.tensors)
-            loss, _ = impala.impala_loss(outputs, batch.tensors, config)
-            learner.optimizer.zero_grad()
-            loss.backward()
-            return steps
+    def bare() -> int:
+        outputs = learner.forward(batch.tensors)
+        loss, _ = impala.impala_loss(outputs, batch.tensors, config)
+        learner.optimizer.zero_grad()
+        loss.backward()
+        return steps
 
-        feed()  # one is always ahead
-        sides: tuple[list[float], list[float]] = ([], [])
-        for _ in range(options.rounds):
-            sides[0].append(_rate(update, options.secs))
-            sides[1].append(_rate(bare, options.secs))
+    feed()  # one is always ahead
+    sides: tuple[list[float], list[float]] = ([], [])
+    for _ in range(options.rounds):
+        sides[0].append(_rate(update, options.secs))
+        sides[1].append(_rate(bare, options.secs))
     learner.endpoint._num_actors = 0  # nobody is waited for
     learner.close()
     return _sides(sides)

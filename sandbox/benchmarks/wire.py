@@ -24,7 +24,7 @@ from impala_torch.agents import make_agent, precision, weights
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.client import EndpointClient
-from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.learning import checkpoint

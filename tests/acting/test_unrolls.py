@@ -13,7 +13,7 @@ from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import ZOO
 from impala_torch.agents.stacking import stack_frames
 from impala_torch.algorithms import impala
-from impala_torch.endpoint.messages import UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import spec_of
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker

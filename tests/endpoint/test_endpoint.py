@@ -25,7 +25,8 @@ from impala_torch.endpoint.client import (
     RunEnded,
     ask_status,
 )
-from impala_torch.endpoint.messages import BadMessage, UnrollCodec
+from impala_torch.endpoint.codec import UnrollCodec
+from impala_torch.endpoint.messages import BadMessage
 from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.flags.errors import UserError
@@ -116,7 +117,8 @@ def test_weights_and_unrolls_arrive_as_they_were_sent(serve, client_of):
     for name, sent, got in zip(Unroll._fields, unroll, batch.arrays, strict=True):
         np.testing.assert_array_equal(got, sent, err_msg=name)
         assert torch.equal(getattr(batch.tensors, name), torch.from_numpy(sent)), name
-    assert list(learner.server.episodes) == results
+    assert learner.server.take_episodes() == [(5, result) for result in results]
+    assert learner.server.take_episodes() == []
 
 
 def test_start_order_does_not_matter(serve, client_of, free_port):

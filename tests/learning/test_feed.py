@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from impala_torch.endpoint.batches import Batch, BatchQueue, QueueClosed
-from impala_torch.endpoint.messages import UnrollCodec
-from impala_torch.learning.feed import Feed
-from impala_torch.structures import Unroll, empty_unroll
+from impala_torch.endpoint.batches import BatchQueue, QueueClosed
+from impala_torch.endpoint.codec import UnrollCodec
+from impala_torch.learning.feed import Feed, make_batch
+from impala_torch.structures import Unroll
 from tests.conftest import random_unroll, small_spec
 
 B = 2
@@ -28,14 +28,7 @@ def device(request):
 def batches(device):
     spec = small_spec()
 
-    def make() -> Batch:
-        empty = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, B)
-        tensors = [torch.from_numpy(array) for array in empty]
-        if device.type == "cuda":
-            tensors = [tensor.pin_memory() for tensor in tensors]
-        return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
-
-    made = BatchQueue(spec, B, 2, make)
+    made = BatchQueue(spec, B, 2, lambda: make_batch(spec, B, device))
     yield made
     made.close()
 
@@ -68,7 +61,7 @@ def test_each_batch_comes_once_in_order_and_whole_though_buffers_are_reused(batc
 
 def test_the_queues_end_is_told_as_often_as_asked(batches, device):
     feed = Feed(batches, device)
-    batches._inbox.put(None)
+    batches.close()
     for _ in range(2):
         with pytest.raises(QueueClosed):
             feed.get(5)

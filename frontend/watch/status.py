@@ -11,7 +11,7 @@ from frontend.tables import table as lines_of
 
 _SLOW = 5.0  # times slower than its set's median is worth a warning
 _MAX_NAMED = 8
-_LEARNER_COLUMNS = ("frames", "frames/s", "updates/s", "loss", "lag", "queue", "state")
+_LEARNER_COLUMNS = ("frames", "frames/s", "updates/s", "loss", "lag", "queue", "shares", "state")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,15 @@ def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
     for one in sets:
         status = one.status
         if status is None:
-            rows.append((str(one.index), "-", one.address, *["-"] * 6, "no answer"))
+            rows.append(
+                (
+                    str(one.index),
+                    "-",
+                    one.address,
+                    *["-"] * (len(_LEARNER_COLUMNS) - 1),
+                    "no answer",
+                )
+            )
             continue
         rows.append(
             (
@@ -62,10 +70,19 @@ def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
                 _decimal(status.get("total_loss")),
                 _decimal(status.get("policy_lag")),
                 str(status.get("queue_batches", "-")),
+                shares(status),
                 learner_state(one),
             )
         )
     return rows
+
+
+def shares(status: Mapping[str, Any]) -> str:
+    """What a learner gives to the others of its data, and gets of theirs, in unrolls a second."""
+    given, received = status.get("given_per_sec"), status.get("received_per_sec")
+    parts = [f"gives {short(given)}/s"] if given else []
+    parts += [f"gets {short(received)}/s"] if received else []
+    return ", ".join(parts) or "-"
 
 
 def learner_state(one: SetStatus) -> str:

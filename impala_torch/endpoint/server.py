@@ -85,7 +85,7 @@ class EndpointServer:
         self.last_bad = ""
         self.bytes_received = 0
         self.weights_sent = 0
-        self._bytes_window = Window(0)
+        self._window = Window(0, 0, 0)  # bytes received, unrolls given and received
         self._host = socket.gethostname()
         # With the newest weights' version when they were told.
         self._episodes: collections.deque[tuple[int, EpisodeResult]] = collections.deque(
@@ -153,7 +153,7 @@ class EndpointServer:
         """The endpoint's numbers: plain values, ready for JSON."""
         peers = sorted(self._by_task.values(), key=lambda peer: peer.task)
         denied = self._authenticator.denied if self._authenticator else 0
-        (bytes_per_sec,) = self._bytes_window.rates(self.bytes_received)
+        bytes_per_sec, given, received = self._window.rates(*self._counts())
         newest = self._version
         return {
             **self.learner_status,
@@ -166,6 +166,8 @@ class EndpointServer:
             "dropped_unrolls": self._batches.dropped,
             "given_unrolls": self._batches.given,
             "received_unrolls": self._batches.received,
+            "given_per_sec": round(given, 1),
+            "received_per_sec": round(received, 1),
             "bad_messages": self.bad_messages,
             "last_bad": self.last_bad,
             "denied_connections": denied,
@@ -174,6 +176,9 @@ class EndpointServer:
             "weights_sent": self.weights_sent,
             "actors": [peer.status(newest, self._published) for peer in peers],
         }
+
+    def _counts(self) -> tuple[int, int, int]:
+        return self.bytes_received, self._batches.given, self._batches.received
 
     @property
     def _version(self) -> int:
@@ -228,7 +233,7 @@ class EndpointServer:
                 self._receive()
             if time.monotonic() - sampled > 1:
                 sampled = time.monotonic()
-                self._bytes_window.add(self.bytes_received)
+                self._window.add(*self._counts())
             while self._late_bad:
                 self._refuse_bad(*self._late_bad.popleft())
             if self._closing.is_set():

@@ -55,6 +55,17 @@ def made(index=0, count=3, **changes):
     return SetStatus(index, f"10.0.{index}.250:8001", content, expected)
 
 
+def test_what_learners_share():
+    for given, received, words in (
+        (12.4, 0.0, "gives 12/s"),
+        (0.0, 3.0, "gets 3/s"),
+        (12_345.0, 1.0, "gives 12.3K/s, gets 1/s"),
+        (0.0, 0.0, "  -  "),
+    ):
+        text = status.table([made(given_per_sec=given, received_per_sec=received)])
+        assert words in next(line for line in text.splitlines() if "learner-0" in line)
+
+
 def test_a_run_in_a_table():
     silent = SetStatus(1, "10.0.1.250:8001", None, ((0, "10.0.1.0"),))
     text = status.table([made(), silent])

@@ -229,6 +229,41 @@ def test_two_learners_by_hand_learn_cartpole(start, free_port, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_learner_without_actors_learns_from_what_the_others_have(start, free_port, tmp_path):
+    """The second learner's actor never comes, and nobody waits for it."""
+    logdir = tmp_path / "run"
+    hosts = [f"localhost:{free_port()}", f"localhost:{free_port()}"]
+    flags = [*CARTPOLE, f"--logdir={logdir}", "--total_environment_frames=200000"]
+
+    def job(name: str, task: int, host: str) -> list[str]:
+        return [
+            *(sys.executable, "experiment.py", f"--job_name={name}", f"--task={task}"),
+            *(f"--learner_host={host}", "--actor_hosts=localhost:9000", *flags),
+        ]
+
+    root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
+    context = ["-np", "1", "-H", "localhost:2"]
+    learners = start(
+        [
+            *("mpirun", *root, "-bind-to", "none", "-map-by", "slot"),
+            *("--mca", "btl_vader_single_copy_mechanism", "none"),
+            *(*context, *job("learner", 0, hosts[0])),
+            *(":", *context, *job("learner", 1, hosts[1])),
+        ]
+    )
+    actor = start(job("actor", 0, hosts[0]))
+    assert learners.wait(timeout=600) == 0
+    assert actor.wait(timeout=30) == 0
+    rows = metrics_of(logdir)
+    assert int(rows[-1]["frames"]) >= 200_000
+    assert int(rows[-1]["actors"]) == 1
+    # Every other batch is of the first learner's actor, learned from by the second.
+    shared = [float(row["shared_share"]) for row in rows if int(row["frames"]) > 20_000]
+    assert sum(shared) / len(shared) == pytest.approx(0.5, abs=0.1)
+    assert all(float(row["policy_lag"]) >= 0 for row in rows)
+
+
+@pytest.mark.slow
 def test_one_learner_by_hand_and_actors_that_do_not_fit(start, run_python, free_port, tmp_path):
     logdir, host = tmp_path / "run", f"localhost:{free_port()}"
     made = run_python("-m", "impala_torch.endpoint.keys", tmp_path / "run.key")

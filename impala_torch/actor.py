@@ -27,10 +27,9 @@ def run(config: Config) -> None:
       UserError, client.Refused, client.LearnerGone: see there.
     """
     torch.set_num_threads(config.actor_threads or 1)
-    agent = make_acting_agent(config)
-    run_spec = run_spec_of(
-        config, environments.spec_for(config), environments.repeats_for(config), agent.state_size
-    )
+    agent, level = make_acting_agent(config), environments.level_of(config)
+    spec = environments.environment_spec(level)
+    run_spec = run_spec_of(config, level, spec, agent.state_size)
     client = EndpointClient(
         config.learner_host,
         run_spec,

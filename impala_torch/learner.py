@@ -85,7 +85,8 @@ class Learner:
         shared = {name: value for name, value in to_dict(config).items() if name not in _OWN}
         group.check_same({"version": __version__, "torch": torch.__version__, **shared})
 
-        spec = environments.spec_for(config)
+        level = environments.level_of(config)
+        spec = environments.environment_spec(level)
         dtype = precision.resolve(config.precision, self.device)
         self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
         if config.compile:
@@ -111,14 +112,9 @@ class Learner:
         )
         self.state.optimizer = self.optimizer
         self._stack = spec.observation.stack
-        self.spec = run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            self.agent.state_size,
-        )
-        repeats = self.spec.num_action_repeats
-        self.frames_per_batch = group.size * config.batch_size * config.unroll_length * repeats
+        self.spec = run_spec_of(config, level, spec, self.agent.state_size)
+        steps = group.size * config.batch_size * config.unroll_length
+        self.frames_per_batch = steps * level.num_action_repeats
         self._backwards = 0  # since the last step
         self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(

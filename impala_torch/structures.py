@@ -48,6 +48,16 @@ class EnvironmentSpec(NamedTuple):
     num_actions: int
 
 
+class LevelOptions(NamedTuple):
+    """A level and how it is played: flags by their names, with their defaults."""
+
+    level_name: str
+    width: int = 84  # of image observations, pixels
+    height: int = 84
+    num_action_repeats: int = 0  # environment frames per step; 0 = the usual of the level
+    episodic_life: bool = True  # a life lost ends the learner's episode (Atari)
+
+
 class EpisodeResult(NamedTuple):
     """One finished episode of the learner, and the whole game where it ended with it.
 

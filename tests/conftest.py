@@ -14,8 +14,14 @@ import pytest
 import torch
 
 from impala_torch.endpoint.batches import Batch
-from impala_torch.endpoint.run_spec import RunSpec, spec_of
-from impala_torch.structures import EnvironmentSpec, ObservationSpec, Unroll, empty_unroll
+from impala_torch.endpoint.run_spec import RunSpec
+from impala_torch.structures import (
+    EnvironmentSpec,
+    LevelOptions,
+    ObservationSpec,
+    Unroll,
+    empty_unroll,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Two cores and many processes: more threads than cores only make every test slower.
@@ -90,10 +96,11 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def small_spec(
-    shape=(6, 5), dtype="uint8", stack=4, unroll_length=7, state_size=3, num_actions=4
+    shape=(6, 5), dtype="uint8", stack=4, unroll_length=7, state_size=3, num_actions=4, **options
 ) -> RunSpec:
     environment = EnvironmentSpec(ObservationSpec(shape, dtype, stack), num_actions)
-    return spec_of("Agent", "Level-v0", 4, unroll_length, environment, state_size)
+    level = LevelOptions("Level-v0", num_action_repeats=4)._replace(**options)
+    return RunSpec("Agent", level, unroll_length, environment, state_size)
 
 
 def random_unroll(spec: RunSpec, num_envs: int, rng: np.random.Generator) -> Unroll:

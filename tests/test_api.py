@@ -255,7 +255,7 @@ def test_mistakes_in_an_environment_are_told(here, level, said):
     for path, text in BROKEN.items():
         here(path, text)
     with pytest.raises(UserError, match=said) as caught:
-        environments.environment_spec(level, width=84, height=84)
+        environments.environment_spec(level)
     assert str(caught.value).startswith(f"--level_name={level}")
 
 

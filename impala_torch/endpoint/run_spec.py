@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from impala_torch.flags.config import Config
-from impala_torch.structures import EnvironmentSpec, ObservationSpec
+from impala_torch.structures import EnvironmentSpec, LevelOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,22 +12,22 @@ class RunSpec:
     """What a learner and its actors must agree on for unrolls to mean the same to both."""
 
     agent_name: str
-    level_name: str
-    num_action_repeats: int
+    level: LevelOptions  # with a number of repeats
     unroll_length: int
     environment: EnvironmentSpec
     state_size: int
 
     def to_header(self) -> dict[str, Any]:
+        """Plain values by name, flags by theirs, so that both sides' compare equal."""
         observation = self.environment.observation
+        shape = [int(size) for size in observation.shape]
         return {
             "agent_name": self.agent_name,
-            "level_name": self.level_name,
-            "num_action_repeats": self.num_action_repeats,
+            **self.level._asdict(),
             "unroll_length": self.unroll_length,
-            "observation": [list(observation.shape), observation.dtype, observation.stack],
-            "num_actions": self.environment.num_actions,
-            "state_size": self.state_size,
+            "observation": [shape, str(observation.dtype), int(observation.stack)],
+            "num_actions": int(self.environment.num_actions),
+            "state_size": int(self.state_size),
         }
 
     def difference(self, header: Any) -> str:
@@ -42,45 +42,15 @@ class RunSpec:
         )
 
 
-def spec_of(
-    agent_name: str,
-    level_name: str,
-    num_action_repeats: int,
-    unroll_length: int,
-    environment: EnvironmentSpec,
-    state_size: int,
-) -> RunSpec:
-    """A RunSpec with plain types, so that both sides' headers compare equal."""
-    observation = environment.observation
-    plain = ObservationSpec(
-        tuple(int(n) for n in observation.shape), str(observation.dtype), int(observation.stack)
-    )
-    return RunSpec(
-        agent_name,
-        level_name,
-        int(num_action_repeats),
-        int(unroll_length),
-        EnvironmentSpec(plain, int(environment.num_actions)),
-        int(state_size),
-    )
-
-
 def run_spec_of(
-    config: Config, environment: EnvironmentSpec, num_action_repeats: int, state_size: int
+    config: Config, level: LevelOptions, environment: EnvironmentSpec, state_size: int
 ) -> RunSpec:
     """The RunSpec of flags; learner and actors make it here.
 
     Args:
       config: the flags.
-      environment: of the level that they name.
-      num_action_repeats: environment frames per agent step, of the level.
+      level: that they name, with a number of repeats.
+      environment: of the level.
       state_size: of the agent that they name.
     """
-    return spec_of(
-        config.agent_name,
-        config.level_name,
-        num_action_repeats,
-        config.unroll_length,
-        environment,
-        state_size,
-    )
+    return RunSpec(config.agent_name, level, config.unroll_length, environment, state_size)

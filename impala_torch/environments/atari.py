@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.flags.errors import UserError
-from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
+from impala_torch.structures import EnvironmentSpec, EnvOutput, LevelOptions, ObservationSpec
 
 STACK = 4
 DEFAULT_REPEATS = 4
@@ -44,31 +44,29 @@ def matches(level_name: str) -> bool:
     return bool(_CLASSIC.fullmatch(level_name) or _ALE.fullmatch(level_name))
 
 
-def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:
+def environment_spec(level: LevelOptions) -> EnvironmentSpec:
     """Raises UserError for a game that does not exist."""
     ale = ale_py.ALEInterface()
-    ale.loadROM(str(roms.get_rom_path(rom_of(level_name))))
+    ale.loadROM(str(roms.get_rom_path(rom_of(level.level_name))))
     actions = len(ale.getMinimalActionSet())
-    return EnvironmentSpec(ObservationSpec((height, width), "uint8", STACK), actions)
+    return EnvironmentSpec(ObservationSpec((level.height, level.width), "uint8", STACK), actions)
 
 
-def rules(
-    level_name: str, *, width: int, height: int, num_action_repeats: int, episodic_life: bool
-) -> dict[str, Any]:
+def rules(level: LevelOptions) -> dict[str, Any]:
     """The rules of play, as plain values by name; see ``impala_torch.report.provenance``."""
-    spec = environment_spec(level_name, width=width, height=height)
+    spec, repeats = environment_spec(level), level.num_action_repeats
     return {
-        "sticky_actions": sticky_actions(level_name),
+        "sticky_actions": sticky_actions(level.level_name),
         "noop_max": NOOP_MAX,
-        "life_loss_ends_episode": episodic_life,
+        "life_loss_ends_episode": level.episodic_life,
         "action_set": "minimal",
         "num_actions": spec.num_actions,
-        "frame_skip": num_action_repeats,
+        "frame_skip": repeats,
         "max_frames": MAX_FRAMES,
-        "frame_size": f"{width}x{height}",
+        "frame_size": f"{level.width}x{level.height}",
         "frame_stack": STACK,
         "preprocessing": (
-            f"grayscale{', maximum of the last 2 frames' if num_action_repeats > 1 else ''}, area "
+            f"grayscale{', maximum of the last 2 frames' if repeats > 1 else ''}, area "
             "interpolation, FIRE at the start where it is an action"
         ),
     }
@@ -89,53 +87,48 @@ class AtariEnvironment(Environment):
 
     def __init__(
         self,
-        level_name: str,
+        level: LevelOptions,
         num_envs: int,
         seed: int,
         *,
-        width: int = 84,
-        height: int = 84,
-        num_action_repeats: int = DEFAULT_REPEATS,
-        episodic_life: bool = True,
         num_threads: int = 1,
         max_frames: int = MAX_FRAMES,
         noop_max: int = NOOP_MAX,
     ) -> None:
         """
         Args:
+          level: with a number of repeats.
           seed: from which each game's own seed is derived.
-          num_action_repeats: emulated frames per step.
-          episodic_life: a life lost ends the learner's episode.
           num_threads: of the emulation.
           max_frames: after which a game is cut.
           noop_max: a game starts with 1 to so many no-ops.
         """
-        self.spec = environment_spec(level_name, width=width, height=height)
+        self.spec = environment_spec(level)
         self.num_envs = num_envs
         self._env = AtariVectorEnv(
-            rom_of(level_name),
+            rom_of(level.level_name),
             num_envs,
             num_threads=min(num_threads, num_envs),
             max_num_frames_per_episode=max_frames,
-            repeat_action_probability=sticky_actions(level_name),
+            repeat_action_probability=sticky_actions(level.level_name),
             full_action_space=False,
             autoreset_mode=AutoresetMode.SAME_STEP,
-            img_height=height,
-            img_width=width,
+            img_height=level.height,
+            img_width=level.width,
             # The stack is made where the network runs: frames travel once, not K times.
             stack_num=1,
-            frameskip=num_action_repeats,
+            frameskip=level.num_action_repeats,
             # Over single frames a maximum of two would mix two steps.
-            maxpool=num_action_repeats > 1,
+            maxpool=level.num_action_repeats > 1,
             noop_max=noop_max,
             # ALE's episodic_life restarts the game with each life; life_loss_info only tells.
             episodic_life=False,
-            life_loss_info=episodic_life,
+            life_loss_info=level.episodic_life,
             reward_clipping=False,
             use_fire_reset=True,
         )
         self._seeds = seeds_of(seed, num_envs)
-        self._tracker = EpisodeTracker(num_envs, num_action_repeats)
+        self._tracker = EpisodeTracker(num_envs, level.num_action_repeats)
         self._frame_number = np.zeros(num_envs, np.int64)
 
     def reset(self) -> EnvOutput:

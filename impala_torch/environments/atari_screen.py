@@ -13,7 +13,7 @@ from ale_py import roms
 from impala_torch.environments import atari
 from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.episodes import EpisodeTracker
-from impala_torch.structures import EnvOutput
+from impala_torch.structures import EnvOutput, LevelOptions
 
 
 class AtariScreen(Environment):
@@ -23,13 +23,10 @@ class AtariScreen(Environment):
 
     def __init__(
         self,
-        level_name: str,
+        level: LevelOptions,
         seed: int,
         on_frame: OnFrame,
         *,
-        width: int = 84,
-        height: int = 84,
-        num_action_repeats: int = atari.DEFAULT_REPEATS,
         max_frames: int = atari.MAX_FRAMES,
         noop_max: int = atari.NOOP_MAX,
     ) -> None:
@@ -39,19 +36,20 @@ class AtariScreen(Environment):
             are a little higher), and the reward that it brought; not with the no-ops before.
           For the others see ``atari.AtariEnvironment``.
         """
-        self.spec = atari.environment_spec(level_name, width=width, height=height)
+        self.spec = atari.environment_spec(level)
         self._on_frame = on_frame
-        self._repeats, self._max_frames, self._noop_max = num_action_repeats, max_frames, noop_max
-        self._rom = str(roms.get_rom_path(atari.rom_of(level_name)))
+        self._repeats = level.num_action_repeats
+        self._max_frames, self._noop_max = max_frames, noop_max
+        self._rom = str(roms.get_rom_path(atari.rom_of(level.level_name)))
         self._seed = int(atari.seeds_of(seed, 1)[0])
         self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", atari.sticky_actions(level_name))
+        self._ale.setFloat("repeat_action_probability", atari.sticky_actions(level.level_name))
         self._ale.loadROM(self._rom)
         self._actions = self._ale.getMinimalActionSet()
         self._has_fire = ale_py.Action.FIRE in self._actions
         # The last two frames in grayscale, the newer one first.
         self._screens = [np.zeros(self._ale.getScreenDims(), np.uint8) for _ in range(2)]
-        self._tracker = EpisodeTracker(1, num_action_repeats)
+        self._tracker = EpisodeTracker(1, self._repeats)
 
     def reset(self) -> EnvOutput:
         self._ale.setInt("random_seed", self._seed)

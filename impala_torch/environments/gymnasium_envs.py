@@ -20,7 +20,7 @@ from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.flags import plugins
 from impala_torch.flags.errors import UserError
-from impala_torch.structures import EnvironmentSpec, EnvOutput, ObservationSpec
+from impala_torch.structures import EnvironmentSpec, EnvOutput, LevelOptions, ObservationSpec
 
 DEFAULT_REPEATS = 1
 _FRAMES_PER_SEC = 30  # of pictures whose environment does not say it
@@ -31,31 +31,29 @@ def matches(level_name: str) -> bool:
     return True
 
 
-def environment_spec(level_name: str, *, width: int, height: int) -> EnvironmentSpec:
+def environment_spec(level: LevelOptions) -> EnvironmentSpec:
     """Raises UserError for an id that is unknown, not installed or not supported."""
-    env = _make(level_name)
+    env = _make(level.level_name)
     try:
-        return _spec_of(level_name, env, width, height)
+        return _spec_of(level, env)
     finally:
         env.close()
 
 
-def rules(
-    level_name: str, *, width: int, height: int, num_action_repeats: int, episodic_life: bool
-) -> dict[str, Any]:
+def rules(level: LevelOptions) -> dict[str, Any]:
     """The rules of play, as plain values by name; ``episodic_life`` means nothing here."""
-    env = _make(level_name)
+    env = _make(level.level_name)
     try:
-        spec = _spec_of(level_name, env, width, height)
+        spec = _spec_of(level, env)
         limit = env.spec.max_episode_steps if env.spec is not None else None
     finally:
         env.close()
     image = spec.observation.dtype == "uint8"
     return {
         "num_actions": spec.num_actions,
-        "frame_skip": num_action_repeats,
+        "frame_skip": level.num_action_repeats,
         "max_frames": limit,
-        "frame_size": f"{width}x{height}" if image else None,
+        "frame_size": f"{level.width}x{level.height}" if image else None,
         "frame_stack": spec.observation.stack,
         "preprocessing": "area interpolation" if image else "none",
     }
@@ -66,14 +64,10 @@ class GymnasiumEnvironment(Environment):
 
     def __init__(
         self,
-        level_name: str,
+        level: LevelOptions,
         num_envs: int,
         seed: int,
         *,
-        width: int = 84,
-        height: int = 84,
-        num_action_repeats: int = DEFAULT_REPEATS,
-        episodic_life: bool = True,
         num_threads: int = 1,
         on_frame: OnFrame | None = None,
     ) -> None:
@@ -85,19 +79,20 @@ class GymnasiumEnvironment(Environment):
         Raises:
           UserError: the level is unknown or not supported, or has no picture for ``on_frame``.
         """
-        self.spec = environment_spec(level_name, width=width, height=height)
+        self.spec = environment_spec(level)
         self.num_envs = num_envs
+        name, repeats = level.level_name, level.num_action_repeats
 
         def make() -> gymnasium.Env:
-            env = _make(level_name) if on_frame is None else _make_watched(level_name, on_frame)
-            return ActionRepeat(env, num_action_repeats) if num_action_repeats > 1 else env
+            env = _make(name) if on_frame is None else _make_watched(name, on_frame)
+            return ActionRepeat(env, repeats) if repeats > 1 else env
 
         self._env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
         self.frames_per_sec = float(self._env.metadata.get("render_fps") or _FRAMES_PER_SEC)
         self._seeds: list[int | None] = [
             int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)
         ]
-        self._tracker = EpisodeTracker(num_envs, num_action_repeats)
+        self._tracker = EpisodeTracker(num_envs, repeats)
 
     def reset(self) -> EnvOutput:
         observation, _ = self._env.reset(seed=self._seeds)
@@ -227,8 +222,8 @@ def _make_registered(level_name: str, **options: Any) -> gymnasium.Env:
         raise UserError(f"{problem}: {error}") from error
 
 
-def _spec_of(level_name: str, env: gymnasium.Env, width: int, height: int) -> EnvironmentSpec:
-    problem = f"--level_name={level_name} is not supported"
+def _spec_of(level: LevelOptions, env: gymnasium.Env) -> EnvironmentSpec:
+    problem = f"--level_name={level.level_name} is not supported"
     action = env.action_space
     if not isinstance(action, spaces.Discrete):
         kind = "continuous" if isinstance(action, spaces.Box) else type(action).__name__
@@ -240,7 +235,7 @@ def _spec_of(level_name: str, env: gymnasium.Env, width: int, height: int) -> En
         image = space.dtype == np.uint8 and len(space.shape) in (2, 3)
         channels = space.shape[2] if len(space.shape) == 3 else 1
         if image and channels in (1, 3):
-            shape: tuple[int, ...] = (channels, height, width)
+            shape: tuple[int, ...] = (channels, level.height, level.width)
             return EnvironmentSpec(ObservationSpec(shape, "uint8", 1), int(action.n))
         if len(space.shape) == 1:
             return EnvironmentSpec(ObservationSpec(space.shape, "float32", 1), int(action.n))

@@ -42,15 +42,11 @@ def run(config: Config) -> None:
     """
     os.nice(_NICE)
     torch.set_num_threads(config.actor_threads or 1)
-    agent = make_acting_agent(config)
+    agent, level = make_acting_agent(config), environments.level_of(config)
+    spec = environments.environment_spec(level)
     client = EndpointClient(
         config.learner_host,
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agent.state_size,
-        ),
+        run_spec_of(config, level, spec, agent.state_size),
         0,
         config.num_envs,
         keys=curve.for_address(config.learner_host, config.key_file),

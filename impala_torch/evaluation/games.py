@@ -190,21 +190,11 @@ def num_envs(config: Config) -> int:
 
 def _environment(config: Config, seed: int, stage: "_Stage") -> environments.Environment:
     """Environments whose episodes are whole games."""
-    size: dict[str, Any] = {
-        "width": config.width,
-        "height": config.height,
-        "num_action_repeats": config.num_action_repeats,
-    }
+    level = environments.level_of(config)._replace(episodic_life=False)
     if stage.watched:
-        return environments.make_watched(config.level_name, seed, stage.frame, **size)
-    return environments.make_environment(
-        config.level_name,
-        num_envs(config),
-        seed,
-        episodic_life=False,
-        num_threads=torch.get_num_threads(),
-        **size,
-    )
+        return environments.make_watched(level, seed, stage.frame)
+    threads = torch.get_num_threads()
+    return environments.make_environment(level, num_envs(config), seed, num_threads=threads)
 
 
 class _Stage:

@@ -99,7 +99,7 @@ def card(
     Training's counts (``trained``) and the evaluation's (``played``) are apart, and in each the
     agent's steps and the environment's frames.
     """
-    repeats = environments.repeats_for(config)
+    repeats = environments.level_of(config).num_action_repeats
     played = sum(game.frames for game in scores.games)
     reference = atari_scores.GAMES.get(scores.atari_game or "")
     return {

@@ -18,11 +18,12 @@ from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report.metrics import duration
+from impala_torch.structures import LevelOptions
 
 log = logging.getLogger(__name__)
 
 # What a checkpoint's weights mean something with.
-_OF_THE_RUN = ("agent_name", "level_name", "width", "height", "num_action_repeats")
+_OF_THE_RUN = ("agent_name", *LevelOptions._fields)
 
 
 class Subject(NamedTuple):

@@ -93,18 +93,11 @@ def record(config: Config) -> list[bytes]:
 def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[], None]]:
     """An actor without a learner: plays and encodes the next unroll; and its end."""
     torch.set_num_threads(config.actor_threads or 1)
-    agent = make_acting_agent(config)
+    agent, level = make_acting_agent(config), environments.level_of(config)
     seeds = seeds_of(config.seed, 0, task)
     environment = environments.make_for(config, seeds.environment)
     collector = UnrollCollector(Player(agent, environment, seeds.actions), config.unroll_length)
-    codec = UnrollCodec(
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agent.state_size,
-        )
-    )
+    codec = UnrollCodec(run_spec_of(config, level, environment.spec, agent.state_size))
     return lambda: codec.encode(collector.collect(0)), environment.close
 
 
@@ -246,16 +239,11 @@ class _GpuClock(_Clock):
 
 def _decoding(config: Config, buffers: list[bytes]) -> float:
     """Agent steps per second from buffers into columns of a batch, in one thread."""
-    spec = environments.spec_for(config)
-    codec = UnrollCodec(
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agents.make_agent(config.agent_name, spec).state_size,
-        )
-    )
-    batch = empty_unroll(spec, config.unroll_length, codec.spec.state_size, config.num_envs)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
+    state_size = agents.make_agent(config.agent_name, spec).state_size
+    codec = UnrollCodec(run_spec_of(config, level, spec, state_size))
+    batch = empty_unroll(spec, config.unroll_length, state_size, config.num_envs)
     begun, unrolls = time.perf_counter(), 0
     while (secs := time.perf_counter() - begun) < config.sample_secs / 2:
         unroll = codec.decode_fields(buffers, config.num_envs, 0)

@@ -43,11 +43,11 @@ def measure(config: Config) -> Rates:
       UserError: the level cannot be.
     """
     # Here first: a mistake is told once, in words.
-    environments.spec_for(config)
+    level = environments.level_of(config)
+    environments.environment_spec(level)
     count = config.num_actors or os.cpu_count() or 1
     steps = sum(side_by_side(_sample, config, count))
-    repeats = environments.repeats_for(config)
-    return Rates(steps, steps * repeats, count)
+    return Rates(steps, steps * level.num_action_repeats, count)
 
 
 def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[Any]:

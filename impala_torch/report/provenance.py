@@ -35,16 +35,12 @@ def describe(config: Config, training: bool) -> dict[str, Any]:
     Raises:
       UserError: the level is unknown.
     """
-    rules = environments.rules(
-        config.level_name,
-        width=config.width,
-        height=config.height,
-        num_action_repeats=config.num_action_repeats,
-        episodic_life=config.episodic_life and training,
-    )
+    level = environments.level_of(config)
+    if not training:  # whole games
+        level = level._replace(episodic_life=False)
     return {
-        "level_name": config.level_name,
-        **rules,
+        "level_name": level.level_name,
+        **environments.rules(level),
         "reward_clipping": config.reward_clipping if training else "none",
         "actions": "greedy" if config.greedy and not training else "sampled",
     }

@@ -37,7 +37,7 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
     rows = _rows(logdir / "metrics.csv")
     last = rows[-1] if rows else {}
     frames = int(last.get("frames") or 0)
-    repeats = environments.repeats_for(config)
+    repeats = environments.level_of(config).num_action_repeats
     card = {
         "level_name": config.level_name,
         "agent_name": config.agent_name,

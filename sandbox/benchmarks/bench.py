@@ -130,19 +130,13 @@ def acting(options: Options) -> Iterator[Row]:
 
 
 def _acting(config: Config, options: Options) -> Row:
-    spec = environments.environment_spec(LEVEL, width=84, height=84)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
     agent = make_agent(config.agent_name, spec, precision.resolve("auto", "cpu")).for_acting()
-    player = Player(agent, environments.make_environment(LEVEL, NUM_ENVS, 1), 1)
+    player = Player(agent, environments.make_environment(level, NUM_ENVS, 1), 1)
     collector = UnrollCollector(player, config.unroll_length)
-    codec = UnrollCodec(
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agent.state_size,
-        )
-    )
-    environment = environments.make_environment(LEVEL, NUM_ENVS, 2)
+    codec = UnrollCodec(run_spec_of(config, level, spec, agent.state_size))
+    environment = environments.make_environment(level, NUM_ENVS, 2)
     environment.reset()
     rng = np.random.default_rng(3)
     observation = torch.randint(0, 255, (1, NUM_ENVS, 84, 84, 4), dtype=torch.uint8)

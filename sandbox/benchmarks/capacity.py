@@ -49,18 +49,12 @@ UPDATES = 5.0  # per second, in the plans: each is a version of the weights
 
 def record(config: Config) -> list[list[bytes]]:
     """Messages of unrolls as an actor sends them."""
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
     agent = make_agent(config.agent_name, spec).for_acting()
-    environment = environments.make_environment(config.level_name, NUM_ENVS, 1)
+    environment = environments.make_environment(level, NUM_ENVS, 1)
     collector = UnrollCollector(Player(agent, environment, 1), config.unroll_length)
-    codec = messages.UnrollCodec(
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agent.state_size,
-        )
-    )
+    codec = messages.UnrollCodec(run_spec_of(config, level, spec, agent.state_size))
     recorded = []
     for _ in range(UNROLLS):
         unroll = collector.collect(0)
@@ -72,13 +66,10 @@ def record(config: Config) -> list[list[bytes]]:
 def send(address: str, key_file: str, config: Config, tasks: range, recorded: list) -> None:
     """Actors without environments: each pushes recorded unrolls as fast as it gets credit."""
     torch.set_num_threads(1)
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
-    run_spec = run_spec_of(
-        config,
-        environments.spec_for(config),
-        environments.repeats_for(config),
-        make_agent(config.agent_name, spec).state_size,
-    )
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
+    agent = make_agent(config.agent_name, spec)
+    run_spec = run_spec_of(config, level, spec, agent.state_size)
     keys = curve.load(key_file) if key_file else None
 
     def one(task: int) -> None:
@@ -116,11 +107,10 @@ def endpoint(
       secs: measured.
       processes: that the senders share, each a thread; None = one each.
     """
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
     agent = make_agent(config.agent_name, spec)
-    run_spec = run_spec_of(
-        config, environments.spec_for(config), environments.repeats_for(config), agent.state_size
-    )
+    run_spec = run_spec_of(config, level, spec, agent.state_size)
 
     def make_batch() -> Batch:
         empty = empty_unroll(run_spec.environment, config.unroll_length, run_spec.state_size, 32)
@@ -216,7 +206,7 @@ def main() -> None:
 
     print("\n| agent | parameters | bytes per pull |\n| --- | --- | --- |")
     pull_bytes = {}
-    spec = environments.environment_spec("PongNoFrameskip-v4", width=84, height=84)
+    spec = environments.environment_spec("PongNoFrameskip-v4")
     for name in AGENTS:
         flat = weights.flatten(make_agent(name, spec))
         pull_bytes[name] = flat.numel() * 4

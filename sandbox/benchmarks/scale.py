@@ -294,7 +294,7 @@ def gradient_bytes(agent: str) -> int:
     from impala_torch import environments
     from impala_torch.agents import make_agent
 
-    spec = environments.environment_spec("PongNoFrameskip-v4", width=84, height=84)
+    spec = environments.environment_spec("PongNoFrameskip-v4")
     return 4 * sum(parameter.numel() for parameter in make_agent(agent, spec).parameters())
 
 

@@ -61,21 +61,15 @@ def _steps(game: str, length: int, secs: float, logdir: str) -> Row:
     if state is not None:
         config = config.replace(agent_name=state["config"]["agent_name"])
         policy = f"after {state['frames'] / 1e6:.1f} M frames"
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
     agent = make_agent(config.agent_name, spec, precision.resolve("auto", "cpu"))
     if state is not None:
         agent.load_state_dict(state["model"])
     agent = agent.for_acting()
-    environment = environments.make_environment(config.level_name, NUM_ENVS, 1)
+    environment = environments.make_environment(level, NUM_ENVS, 1)
     collector = UnrollCollector(Player(agent, environment, 1), length)
-    codec = UnrollCodec(
-        run_spec_of(
-            config,
-            environments.spec_for(config),
-            environments.repeats_for(config),
-            agent.state_size,
-        )
-    )
+    codec = UnrollCodec(run_spec_of(config, level, spec, agent.state_size))
     num_bytes = num_steps = 0
     coding = 0.0
     begun = time.perf_counter()
@@ -97,7 +91,7 @@ def pulls() -> Iterator[Row]:
     each version comes once a relay.
     """
     yield ("agent", "type", "MB a pull", "MB/s, T = 20", "MB/s, T = 100", "by relays, T = 20")
-    spec = environments.environment_spec("PongNoFrameskip-v4", width=84, height=84)
+    spec = environments.environment_spec("PongNoFrameskip-v4")
     for name in ("ShallowConvNetAgent", "ResNetLSTMAgent"):
         for dtype in ("float32", "bfloat16"):
             size = weights.pack(make_agent(name, spec), dtype).nbytes / 1e6
@@ -152,11 +146,10 @@ def distribution(rounds: int) -> Iterator[Row]:
 def _distribute(dtype: str, rounds: int, relayed: bool) -> tuple[float, float]:
     """Median seconds of a round, and bytes that left the learner in it."""
     config = capacity._config("Pong", 20).replace(agent_name="ResNetLSTMAgent")
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
     agent = make_agent(config.agent_name, spec)
-    run_spec = run_spec_of(
-        config, environments.spec_for(config), environments.repeats_for(config), agent.state_size
-    )
+    run_spec = run_spec_of(config, level, spec, agent.state_size)
     batches = BatchQueue(run_spec, 1, 1, lambda: None)  # type: ignore[arg-type,return-value]
     address = f"127.0.0.1:{capacity._free_port()}"
     context = multiprocessing.get_context("spawn")
@@ -227,13 +220,10 @@ def _start_relay(stack: contextlib.ExitStack, folder: str, address: str, key_fil
 def _pull_each(address, key_file, relay, config, tasks, published, done, rounds) -> None:
     """Actors that do nothing but pull, one a thread, each version when they are told of it."""
     torch.set_num_threads(1)
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
-    run_spec = run_spec_of(
-        config,
-        environments.spec_for(config),
-        environments.repeats_for(config),
-        make_agent(config.agent_name, spec).state_size,
-    )
+    level = environments.level_of(config)
+    spec = environments.environment_spec(level)
+    agent = make_agent(config.agent_name, spec)
+    run_spec = run_spec_of(config, level, spec, agent.state_size)
 
     def one(task: int) -> None:
         keys = None if relay else curve.load(key_file)

@@ -220,7 +220,7 @@ def train(
     total, begun = settings.total_environment_frames, time.monotonic()
     frames = points = 0
     steps = learners.size * settings.num_envs * settings.unroll_length
-    frames_per_update = steps * environments.action_repeats(settings.level_name, 0)
+    frames_per_update = steps * environments.resolve(settings.level_name).num_action_repeats
     # Ranks must all make the same updates: one that left would be waited for. So they agree.
     while frames < total and not learners.agree([should_stop()])[0]:
         rollout = actor.play(settings.unroll_length)

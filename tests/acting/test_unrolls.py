@@ -14,7 +14,7 @@ from impala_torch.agents import ZOO
 from impala_torch.agents.stacking import stack_frames
 from impala_torch.algorithms import impala
 from impala_torch.endpoint.codec import UnrollCodec
-from impala_torch.endpoint.run_spec import spec_of
+from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.environments.base import Environment
 from impala_torch.environments.episodes import EpisodeTracker
 from impala_torch.flags.config import Config
@@ -23,6 +23,7 @@ from impala_torch.structures import (
     AgentOutput,
     EnvironmentSpec,
     EnvOutput,
+    LevelOptions,
     ObservationSpec,
     Unroll,
     empty_unroll,
@@ -145,7 +146,8 @@ def test_the_learner_reproduces_the_actors_outputs(name):
     num_envs, length = 3, 9
     player = make_player(name, num_envs)
     collector = UnrollCollector(player, length)
-    spec = spec_of(name, "Clock", 1, length, player.environment.spec, player.agent.state_size)
+    level = LevelOptions("Clock", num_action_repeats=1)
+    spec = RunSpec(name, level, length, player.environment.spec, player.agent.state_size)
     codec = UnrollCodec(spec)
     for _ in range(3):
         sent = collector.collect(0)

@@ -311,6 +311,10 @@ def test_old_unrolls_are_dropped_when_asked(serve, client_of):
     [
         ({"unroll_length": 8}, r"unroll_length is 8, the learner's 7"),
         ({"num_actions": 9}, r"num_actions is 9"),
+        ({"level_name": "Pong-v0"}, r"level_name is 'Pong-v0', the learner's 'Level-v0'"),
+        ({"num_action_repeats": 1}, r"num_action_repeats is 1, the learner's 4"),
+        ({"episodic_life": False}, r"episodic_life is False, the learner's True"),
+        ({"width": 60}, r"width is 60, the learner's 84"),
         ({"shape": (5, 5)}, r"observation"),
     ],
 )

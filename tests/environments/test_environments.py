@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from impala_torch import environments
 from impala_torch.environments.atari import AtariEnvironment
 from impala_torch.environments.episodes import EpisodeTracker
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
+from impala_torch.structures import LevelOptions
 
 gymnasium.register_envs(ale_py)
 
@@ -37,10 +39,11 @@ def play(env, steps, seed=0, action=None):
     ],
 )
 def test_both_atari_families(level, actions):
-    spec = environments.environment_spec(level, width=84, height=84)
+    spec = environments.environment_spec(level)
     assert spec == (((84, 84), "uint8", 4), actions)
-    assert environments.action_repeats(level, 0) == 4
-    assert environments.action_repeats(level, 1) == 1
+    assert environments.resolve(level).num_action_repeats == 4
+    every_frame = LevelOptions(level, num_action_repeats=1)
+    assert environments.resolve(every_frame) == every_frame
     outputs = play(environments.make_environment(level, 3, seed=1), 20)
     assert outputs[0].done.all()
     for output in outputs:
@@ -52,7 +55,8 @@ def test_both_atari_families(level, actions):
 
 
 def test_width_and_height_are_the_users():
-    env = environments.make_environment("PongNoFrameskip-v4", 1, 0, width=60, height=48)
+    level = LevelOptions("PongNoFrameskip-v4", width=60, height=48)
+    env = environments.make_environment(level, 1, 0)
     assert env.spec.observation.shape == (48, 60)
     assert env.reset().observation.shape == (1, 48, 60)
     env.close()
@@ -65,7 +69,8 @@ def test_width_and_height_are_the_users():
 )
 def test_frames_and_rewards_are_those_of_gymnasiums_preprocessing(game, repeats, started_by):
     level = f"{game}NoFrameskip-v4"
-    env = AtariEnvironment(level, 1, 3, num_action_repeats=repeats, noop_max=1, episodic_life=False)
+    options = LevelOptions(level, num_action_repeats=repeats, episodic_life=False)
+    env = AtariEnvironment(options, 1, 3, noop_max=1)
     outputs = play(env, 150, seed=4)
     plain = gymnasium.make(level)
     reference = AtariPreprocessing(plain, noop_max=0, frame_skip=repeats, screen_size=84)
@@ -80,6 +85,16 @@ def test_frames_and_rewards_are_those_of_gymnasiums_preprocessing(game, repeats,
         if terminated:
             break
         np.testing.assert_array_equal(output.observation[0], observation)
+
+
+def test_a_levels_options_are_the_flags_by_name_and_default():
+    config = Config()
+    flags = LevelOptions(*(getattr(config, name) for name in LevelOptions._fields))
+    assert flags == LevelOptions(config.level_name)
+    assert environments.level_of(config) == flags._replace(num_action_repeats=4)
+    other = {"width": 60, "height": 48, "num_action_repeats": 2, "episodic_life": False}
+    level = environments.level_of(Config(level_name="CartPole-v1", **other))
+    assert level == LevelOptions("CartPole-v1", **other)
 
 
 def test_seeds_give_streams():
@@ -98,7 +113,7 @@ def test_only_the_v5_family_sticks():
     """Two games with the same seed and actions but another's random stream: sticky ones part."""
 
     def parted(level):
-        env = AtariEnvironment(level, 8, seed=1, noop_max=1)
+        env = AtariEnvironment(environments.resolve(level), 8, seed=1, noop_max=1)
         rng = np.random.default_rng(0)
         env.reset()
         rows = []
@@ -143,7 +158,8 @@ def test_one_games_lives_add_up_to_it():
 
 
 def test_without_episodic_life_an_episode_is_a_game():
-    env = environments.make_environment("BreakoutNoFrameskip-v4", 2, seed=2, episodic_life=False)
+    level = LevelOptions("BreakoutNoFrameskip-v4", episodic_life=False)
+    env = environments.make_environment(level, 2, seed=2)
     episodes = [episode for output in play(env, 1000) for episode in output.episodes]
     assert episodes
     assert all(e.raw_return == e.episode_return for e in episodes)
@@ -151,7 +167,8 @@ def test_without_episodic_life_an_episode_is_a_game():
 
 
 def test_a_game_that_is_cut_is_truncated_and_its_last_frame_told():
-    env = AtariEnvironment("PongNoFrameskip-v4", 2, seed=1, max_frames=400)
+    level = environments.resolve("PongNoFrameskip-v4")
+    env = AtariEnvironment(level, 2, seed=1, max_frames=400)
     outputs = play(env, 110, action=0)
     cut = [output for output in outputs if output.truncated.any()]
     assert cut
@@ -164,7 +181,8 @@ def test_a_game_that_is_cut_is_truncated_and_its_last_frame_told():
 
 
 def test_action_repeats_count_frames():
-    env = environments.make_environment("BreakoutNoFrameskip-v4", 4, 1, num_action_repeats=1)
+    level = LevelOptions("BreakoutNoFrameskip-v4", num_action_repeats=1)
+    env = environments.make_environment(level, 4, 1)
     episodes = [e for output in play(env, 700, action=1) for e in output.episodes]
     four = environments.make_environment("BreakoutNoFrameskip-v4", 4, 1)
     by_four = [e for output in play(four, 175, action=1) for e in output.episodes]
@@ -199,7 +217,8 @@ def test_a_time_limit_truncates():
 
 
 def test_repeats_sum_rewards_and_stop_at_the_end():
-    env = environments.make_environment("tests.fakes:Counter-v0", 1, 0, num_action_repeats=3)
+    level = LevelOptions("tests.fakes:Counter-v0", num_action_repeats=3)
+    env = environments.make_environment(level, 1, 0)
     outputs = play(env, 3)
     assert [o.reward[0] for o in outputs] == [0, 1 + 2 + 3, 4, 1 + 2 + 3]
     assert [bool(o.done[0]) for o in outputs] == [True, False, True, False]
@@ -207,7 +226,8 @@ def test_repeats_sum_rewards_and_stop_at_the_end():
 
 @pytest.mark.parametrize(("name", "channels"), [("PixelCatch", 1), ("ColourCatch", 3)])
 def test_images_come_channels_first_in_the_size_asked_for(name, channels):
-    env = environments.make_environment(f"tests.fakes:{name}-v0", 2, 0, width=40, height=32)
+    level = LevelOptions(f"tests.fakes:{name}-v0", width=40, height=32)
+    env = environments.make_environment(level, 2, 0)
     assert env.spec.observation == ((channels, 32, 40), "uint8", 1)
     for output in play(env, 12):
         image = output.observation
@@ -249,7 +269,7 @@ def test_cartpole():
 )
 def test_what_is_not_there_or_not_supported_is_told(level, said):
     with pytest.raises(UserError, match=said) as caught:
-        environments.environment_spec(level, width=84, height=84)
+        environments.environment_spec(level)
     assert f"--level_name={level}" in str(caught.value)
 
 

@@ -22,6 +22,7 @@ from impala_torch.flags.config import Config, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance
+from impala_torch.structures import LevelOptions
 from tests.conftest import ROOT
 from tests.test_experiment import CARTPOLE, has_frames, processes_with, wait_until
 
@@ -29,9 +30,7 @@ from tests.test_experiment import CARTPOLE, has_frames, processes_with, wait_unt
 def save_run(folder: pathlib.Path, frames: int = 4000, seed: int = 0, **flags) -> Config:
     """A run's directory with a checkpoint of an untrained agent."""
     config = Config(**flags)
-    spec = environments.environment_spec(
-        config.level_name, width=config.width, height=config.height
-    )
+    spec = environments.spec_for(config)
     torch.manual_seed(seed)
     agent = agents.make_agent(config.agent_name, spec)
     folder.mkdir(parents=True, exist_ok=True)
@@ -130,7 +129,7 @@ class Diary(torch.nn.Module):
 @pytest.mark.parametrize("watched", [False, True])
 def test_the_recurrent_state_is_carried_and_starts_anew_with_each_game(watched):
     config = Config(**CART, test_num_episodes=4, num_envs=2)
-    spec = environments.environment_spec("CartPole-v1", width=84, height=84)
+    spec = environments.environment_spec("CartPole-v1")
     torch.manual_seed(0)
     diary = Diary(agents.make_agent("MLPLSTMAgent", spec))
     pictures = Pictures()
@@ -169,7 +168,7 @@ class Pictures:
 def test_watched_games_are_those_of_the_vectorised_environment():
     """The agent plays the same game, frame for frame, whether somebody watches or not."""
     config = Config(**PONG, test_num_episodes=1, num_envs=1, seed=5)
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    spec = environments.environment_spec(config.level_name)
     torch.manual_seed(1)
     agent = agents.make_agent(config.agent_name, spec).for_acting()
     pictures = Pictures()
@@ -190,9 +189,11 @@ def test_watched_games_are_those_of_the_vectorised_environment():
 def test_the_screen_plays_bit_for_bit_as_ales_vector_environment(level, repeats):
     """Over several games: their no-op starts, sticky actions, ends and cuts are the same."""
     frames = []
-    options = {"num_action_repeats": repeats, "max_frames": 403}
-    vector = environments.atari.AtariEnvironment(level, 1, 7, episodic_life=False, **options)
-    screen = environments.AtariScreen(level, 7, lambda *frame: frames.append(frame), **options)
+    options = LevelOptions(level, num_action_repeats=repeats, episodic_life=False)
+    vector = environments.atari.AtariEnvironment(options, 1, 7, max_frames=403)
+    screen = environments.AtariScreen(
+        options, 7, lambda *frame: frames.append(frame), max_frames=403
+    )
     rng = np.random.default_rng(0)
     ours, theirs = screen.reset(), vector.reset()
     ends = cuts = 0
@@ -212,7 +213,7 @@ def test_each_environment_plays_its_share():
     """Were games taken as they end, the short ones of one environment would crowd out the rest."""
     level = "tests.fakes:Counter-v0"
     config = Config(level_name=level, agent_name="MLPAgent", test_num_episodes=5, num_envs=3)
-    spec = environments.environment_spec(level, width=84, height=84)
+    spec = environments.environment_spec(level)
     played = games.play(config, agents.make_agent("MLPAgent", spec))
     assert played == [Game(10.0, 4)] * 5
 
@@ -227,7 +228,7 @@ def test_lives_are_no_games():
 
 def test_greedy_takes_the_likeliest_action_and_streams_differ():
     config = Config(**CART, test_num_episodes=3, num_envs=3)
-    spec = environments.environment_spec("CartPole-v1", width=84, height=84)
+    spec = environments.environment_spec("CartPole-v1")
     agent = agents.make_agent("MLPLSTMAgent", spec)
     agent.policy.bias.data[1] = 50.0  # always to the right: the pole falls at once
     agent.policy.weight.data[:] = 0

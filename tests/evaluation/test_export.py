@@ -21,7 +21,7 @@ from tests.evaluation.test_evaluate import CART, test_config
 def run(tmp_path):
     """A run with a checkpoint, optimizer and all."""
     config = test_config(tmp_path / "run", key_file="/home/me/secret.key", **CART)
-    spec = environments.environment_spec(config.level_name, width=84, height=84)
+    spec = environments.environment_spec(config.level_name)
     torch.manual_seed(3)
     agent = agents.make_agent(config.agent_name, spec)
     state = TrainingState(agent, TFRMSProp(agent.parameters()))
@@ -47,7 +47,7 @@ def test_training_does_not_go_on_from_it(run, tmp_path):
     folder = tmp_path / "new"
     folder.mkdir()
     export(tmp_path / "run", folder / "checkpoint-1234.pt")
-    spec = environments.environment_spec(run.level_name, width=84, height=84)
+    spec = environments.environment_spec(run.level_name)
     agent = agents.make_agent(run.agent_name, spec)
     with pytest.raises(UserError, match="does not fit"):
         TrainingState(agent, TFRMSProp(agent.parameters())).restore(folder, run, Group())

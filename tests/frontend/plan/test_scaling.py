@@ -435,7 +435,7 @@ def test_a_plan_of_this_machine(run_python, tmp_path):
     assert done.stderr == ""  # no terminal
     assert "is taken as" not in done.stdout  # mpirun and Horovod are here
     costs = costs_lib.load(str(tmp_path / "costs.json")).costs
-    agent = make_agent("MLPAgent", environment_spec("CartPole-v1", width=84, height=84))
+    agent = make_agent("MLPAgent", environment_spec("CartPole-v1"))
     size = 4 * sum(parameter.numel() for parameter in agent.parameters())
     assert (costs.gradient_bytes, costs.weights_bytes) == (size, size)
     assert (costs.batch_size, costs.unroll_length, costs.num_envs) == (4, 10, 8)

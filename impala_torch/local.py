@@ -5,7 +5,6 @@ import os
 import pathlib
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 
 from impala_torch.evaluation.process import EvaluationProcess
@@ -20,21 +19,13 @@ log = logging.getLogger(__name__)
 _END_SECS = 10.0
 
 
-def run(
-    config: Config,
-    logdir: pathlib.Path,
-    should_stop: Callable[[], bool],
-    program: str,
-    extra: Sequence[str] = (),
-) -> None:
+def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -> None:
     """Trains with actor processes of this machine; all have ended when it returns.
 
     Args:
       config: the flags; --learner_host and --actor_hosts are chosen here.
       logdir: the run's directory, ready to be written to.
       should_stop: asked between updates.
-      program: path of experiment.py, which actors run.
-      extra: more arguments for actors.
 
     Raises:
       RuntimeError: an actor or the learner failed; see its log.
@@ -56,7 +47,7 @@ def run(
             for task in range(num_actors):
                 flags = command_line.to_argv(config, job_name="actor", task=task)
                 path = logdir / "workers" / f"actor-0-{task}.log"
-                actors.append(processes.spawn([sys.executable, program, *flags, *extra], path))
+                actors.append(processes.spawn("impala_torch", flags, path))
             log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")
             watch = _Watch(actors, logdir)
             learner.train(lambda: evaluation.should_stop() or watch.failed())

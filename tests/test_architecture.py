@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "impala_torch.tb": {"flags"},
     "impala_torch.runner": {"flags", "machine"},
     "frontend": {"flags", "endpoint"},
-    "experiment": {
+    "experiment": {"__main__"},
+    "impala_torch.__main__": {
         *("flags", "actor", "learner", "local", "evaluation", "learning", "machine", "report"),
         *("measure", "endpoint"),
     },

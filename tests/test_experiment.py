@@ -133,6 +133,31 @@ def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path
 
 
 @pytest.mark.slow
+def test_actors_and_the_evaluator_look_for_modules_where_the_page_says(run_python, tmp_path):
+    """The project's, PYTHONPATH's and what is installed, then the working directory's."""
+    here, lib, logdir = tmp_path / "here", tmp_path / "lib", tmp_path / "run"
+    for name in ("impala_torch", "zmq", "levels"):  # each found somewhere else before
+        (here / name).mkdir(parents=True)
+        (here / name / "__init__.py").write_text(f"raise RuntimeError('{name} of here')\n")
+    (here / "beside.py").write_text("ENTRY = 'gymnasium.envs.classic_control:CartPoleEnv'\n")
+    lib.mkdir()
+    (lib / "levels.py").write_text(
+        "import beside, gymnasium\n"
+        "gymnasium.register('Mine-v0', beside.ENTRY, max_episode_steps=500)\n"
+    )
+    done = run_python(
+        *(ROOT / "experiment.py", *CARTPOLE, "--level_name=levels:Mine-v0", f"--logdir={logdir}"),
+        *("--num_actors=1", "--total_environment_frames=4000", "--eval_interval_frames=2000"),
+        "--test_num_episodes=2",
+        cwd=here,
+        env={"PYTHONPATH": str(lib)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run has ended" in (logdir / "workers" / "actor-0-0.log").read_text()
+    assert (logdir / "evaluation.csv").exists(), done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_local_training_with_a_checkpoint(start, tmp_path, number):
     logdir = tmp_path / "run"
@@ -339,7 +364,9 @@ def test_another_agents_checkpoint_is_refused(run_python, tmp_path):
 
 def test_helpfull_reads_like_a_manual(run_python):
     result = run_python("experiment.py", "--helpfull")
+    assert run_python("-m", "impala_torch", "--helpfull").stdout == result.stdout
     text = result.stdout + result.stderr
+    assert text.startswith("IMPALA, one process of it")
     for word in ("the environment", "the optimizer", "--entropy_cost", "T: agent steps"):
         assert word in text
 

@@ -3,7 +3,6 @@
 import logging
 import pathlib
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -14,7 +13,6 @@ from impala_torch.machine import processes
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = pathlib.Path(__file__).resolve().parent.parent.parent / "experiment.py"
 _END_SECS = 5.0
 
 
@@ -46,7 +44,8 @@ class EvaluationProcess:
                 self._config, job_name="evaluator", task=0, logdir=str(self._logdir)
             )
             self._process = processes.spawn(
-                [sys.executable, str(_PROGRAM), *flags],
+                "impala_torch",
+                flags,
                 self._log,
                 {"CUDA_VISIBLE_DEVICES": ""},  # the learner's GPU is the learner's
             )

@@ -18,13 +18,20 @@ _PR_SET_PDEATHSIG = 1
 
 
 def spawn(
-    argv: Sequence[str], log_path: pathlib.Path, env: Mapping[str, str] | None = None
+    module: str,
+    args: Sequence[str],
+    log_path: pathlib.Path,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen:
-    """Starts a child of this program, its output appended to ``log_path``.
+    """Starts a module of this package as a child, its output appended to ``log_path``.
 
     The child has its own process group, so that Ctrl-C in a terminal reaches only this process,
     and must call ``end_with_parent`` first thing.
     """
+    # -P: else -m would look in the working directory first, where a file of the user's may have
+    # the name of a module that is installed.
+    argv = [sys.executable, "-P", "-m", module, *args]
+    given = {**os.environ, **(env or {})}
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "ab") as output:
         return subprocess.Popen(
@@ -33,8 +40,15 @@ def spawn(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **(env or {}), _PARENT: str(os.getpid())},
+            env={**given, "PYTHONPATH": python_path(given), _PARENT: str(os.getpid())},
         )
+
+
+def python_path(env: Mapping[str, str] = os.environ) -> str:
+    """The PYTHONPATH of ``env``, and first this package's folder: children find it anywhere."""
+    root = os.path.dirname(sys.modules["impala_torch"].__path__[0])
+    # An empty part would be the working directory.
+    return os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
 
 
 def end_with_parent() -> None:

@@ -2,10 +2,8 @@
 
 import dataclasses
 import os
-import pathlib
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
@@ -160,9 +158,8 @@ class Pool:
 
 def start(task: Task, env: Mapping[str, str]) -> subprocess.Popen:
     """Starts the job of a task whose directory is prepared."""
-    argv = [sys.executable, "-m", "impala_torch.runner.job", str(task.directory)]
-    given = {**env, **task.env, "PYTHONPATH": python_path()}
-    return processes.spawn(argv, task.directory / state.LOG, given)
+    args, given = [str(task.directory)], {**env, **task.env}
+    return processes.spawn("impala_torch.runner.job", args, task.directory / state.LOG, given)
 
 
 def end_state(task: Task, code: int) -> state.State:
@@ -172,9 +169,3 @@ def end_state(task: Task, code: int) -> state.State:
         known = dataclasses.replace(known, status=Status.FAILED, exit_code=code)
         state.write(task.directory, known)
     return known
-
-
-def python_path() -> str:
-    """A PYTHONPATH with which a job finds this package wherever the runner did."""
-    root = str(pathlib.Path(__file__).resolve().parents[2])
-    return os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))

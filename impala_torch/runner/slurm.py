@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 
 from impala_torch.flags.errors import UserError
+from impala_torch.machine.processes import python_path
 from impala_torch.runner import state
 from impala_torch.runner.description import Task
 from impala_torch.runner.display import Display
-from impala_torch.runner.processes import python_path
 from impala_torch.runner.state import Status
 
 _TIMEOUT_SECS = 60.0

@@ -1,0 +1,130 @@
+"""IMPALA, one process of it: a learner, an actor, an evaluator, local training, or a test.
+
+    python experiment.py --level_name=PongNoFrameskip-v4            trains on this machine
+    python experiment.py --mode=test --logdir=logs/latest           plays whole games
+    python experiment.py --mode=sample --level_name=...             only steps environments
+    python experiment.py --job_name=learner --task=0 ...            one learner of a run
+    python experiment.py --job_name=actor --task=0 ...              one of its actors
+    python experiment.py --job_name=evaluator --logdir=... ...      whole games beside training
+
+--helpfull explains every flag.
+"""
+
+import logging
+import sys
+from collections.abc import Callable
+
+from impala_torch.flags import command_line
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> int:
+    """Runs what the flags say.
+
+    Returns:
+      The exit code: 0, 1 for a failure, 2 for bad input (of an actor's too, which its learner
+      refuses), 3 for an actor whose learner is gone, 130 after Ctrl-C.
+    """
+    try:
+        config = parse(argv)
+        _set_up_logging(config)
+        return _run(config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: list[str]) -> Config:
+    """Raises UserError for flags that are unknown or impossible."""
+    command_line.define_flags()
+    command_line.parse_flags(argv)
+    return command_line.from_flags()
+
+
+def _run(config: Config) -> int:
+    # Imports wait for the flags: a mistake in them is told at once, and an actor loads no
+    # Horovod and a frontend no torch.
+    from impala_torch.machine import processes
+
+    processes.end_with_parent()
+    stop = processes.StopRequest()
+    if config.mode == "test":
+        from impala_torch.evaluation import test_mode
+
+        try:
+            print(test_mode.run(config, command_line.given()))
+        except KeyboardInterrupt:
+            return 130
+        return 0
+    if config.mode == "sample":
+        from impala_torch.measure import sample
+
+        print(sample.run(config))
+        return 0
+    if config.task >= 0 and config.job_name == "actor":
+        from impala_torch import actor
+
+        return _as_client(actor.run, config)
+    if config.job_name == "evaluator":
+        from impala_torch.evaluation import evaluator
+
+        return _as_client(evaluator.run, config)
+    stop.install()
+    return _learn(config, stop.requested)
+
+
+def _as_client(run: Callable[[Config], None], config: Config) -> int:
+    """Runs what speaks to a learner's endpoint."""
+    from impala_torch.endpoint.client import Banned, LearnerGone, Refused
+
+    try:
+        run(config)
+    except Banned as error:
+        log.error("%s", error)
+        return 1
+    except Refused as error:
+        log.error("%s", error)
+        return 2
+    except LearnerGone as error:
+        log.error("%s", error)
+        return 3
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _learn(config: Config, should_stop) -> int:
+    from impala_torch import learner, local
+    from impala_torch.learning import group
+    from impala_torch.report import rundir
+
+    try:
+        if config.task < 0:
+            logdir = rundir.prepare(config)
+            rundir.log_to(logdir / "workers" / "learner-0-0.log")
+            log.info("logdir: %s", logdir)
+            local.run(config, logdir, should_stop)
+            return 0
+        return learner.run(config, group.join(), should_stop)
+    except RuntimeError as error:
+        log.exception("%s", error)
+        return 1
+
+
+def _set_up_logging(config: Config) -> None:
+    who = "test" if config.mode == "test" else f"{config.job_name} {max(config.task, 0)}"
+    logging.basicConfig(
+        level=logging.INFO,
+        format=f"[%(asctime)s {who}] %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    if config.quiet:  # on the screen; a run's own log files have handlers of their own
+        logging.getLogger().handlers[0].setLevel(logging.WARNING)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

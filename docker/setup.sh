@@ -7,10 +7,11 @@
 #   docker/setup.sh actor   what an actor needs, and no more: neither MPI nor Horovod nor a
 #                           compiler, and no root; the host brings python3 with venv, and tmux
 #
-# VENV names the virtual environment (default: .venv beside this folder), PYTHON the interpreter
-# that makes it (default: python3; 3.11 or newer). TORCH_INDEX names the package index that PyTorch
-# comes from, for a build of it other than pip's own choice. HOROVOD_GPU_OPERATIONS=NCCL builds
-# Horovod for GPUs; CUDA's compiler and NCCL must be there.
+# VENV names the virtual environment (default: .venv beside this folder; a relative path is one from
+# where this is called), PYTHON the interpreter that makes it (default: python3; 3.11 or newer).
+# TORCH_INDEX names the package index that PyTorch comes from, for a build of it other than pip's
+# own choice. HOROVOD_GPU_OPERATIONS=NCCL builds Horovod for GPUs; CUDA's compiler and NCCL must be
+# there.
 set -euo pipefail
 
 what=${1:-train}
@@ -21,6 +22,8 @@ esac
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${VENV:-$root/.venv}
+# What is built in folders of its own must find it too.
+[[ $venv = /* ]] || venv=$PWD/$venv
 python=${PYTHON:-python3}
 log=$venv/setup.log
 

@@ -17,27 +17,10 @@ LEARNERS = "learners"  # the name of the learners' command, window and log
 MONITOR = "monitor"
 RELAY = "relay"
 
-# Both show what the command prints and keep it; tee must outlive Ctrl-C, to pass on what the
-# command says while it ends. A log's path may begin with ~, the home of the command's host.
-_LOG = 'log=${1/#\\~\\//$HOME/}; mkdir -p "${log%/*}"; '
-_KEEP_LOG = f'set -o pipefail; {_LOG}"${{@:2}}" 2>&1 | tee -i -a "$log"'
-# Starts a command again, after 1 to 60 seconds, until it ends with one of the codes that are
-# meant: 0 the run has ended, 2 a mistake in the flags, 3 the learner is gone, 130 Ctrl-C. tmux's
-# pane knows how often that was, and the last exit code.
-_KEEP_GOING = _LOG + (
-    'trap "exit 130" INT; delay=1; count=0; '
-    "while :; do begun=$SECONDS; "
-    '"${@:2}" 2>&1 | tee -i -a "$log"; code=${PIPESTATUS[0]}; '
-    'case $code in 0|2|3|130) exit "$code";; esac; '
-    "count=$((count + 1)); if [ $((SECONDS - begun)) -gt 60 ]; then delay=1; fi; "
-    'if [ -n "$TMUX_PANE" ]; then '
-    'tmux set-option -p -t "$TMUX_PANE" @restarts "$count"; '
-    'tmux set-option -p -t "$TMUX_PANE" @last_exit "$code"; fi; '
-    'echo "[keep going] exit code $code; starting again in $delay s" | tee -i -a "$log"; '
-    'sleep "$delay"; delay=$((delay * 2 > 60 ? 60 : delay * 2)); done'
-)
-# Runs a rank in the project's folder on its host, wherever mpirun put it.
-_IN_FOLDER = 'cd "${0/#\\~\\//$HOME/}" && exec "$@"'
+# Runs a rank in the project's folder on its host, wherever mpirun put it; the folder may be ~/...,
+# or a path from the home. Not a file of frontend/scripts, which would have to be found in that
+# folder first: mpirun starts programs without a shell, and knows no ~.
+_IN_FOLDER = 'cd && cd "${0/#\\~/.}" && exec "$@"'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +37,7 @@ class Place:
 
     python: str
     experiment: str  # experiment.py
+    scripts: str  # directory of what the windows' shells run (frontend/scripts)
     logs: str  # directory of the windows' logs
     logdir: str  # the run's directory
     folder: str = ""  # the project's; empty where commands start in it
@@ -184,14 +168,14 @@ def monitor(place: Place, record: str) -> list[str]:
     return [place.python, "-m", "frontend.watch.monitor", record]
 
 
-def keep_log(argv: Sequence[str], log: str) -> list[str]:
-    """The command with its output shown and appended to ``log``; the exit code stays its own."""
-    return ["bash", "-c", _KEEP_LOG, "worker", log, *argv]
+def keep_log(argv: Sequence[str], place: Place, name: str) -> list[str]:
+    """The command with its output shown and appended to its log; the exit code stays its own."""
+    return ["bash", f"{place.scripts}/keep_log.sh", f"{place.logs}/{name}.log", *argv]
 
 
-def keep_going(argv: Sequence[str], log: str) -> list[str]:
+def keep_going(argv: Sequence[str], place: Place, name: str) -> list[str]:
     """``keep_log`` of a command that is started again when it dies, after 1 to 60 seconds."""
-    return ["bash", "-c", _KEEP_GOING, "worker", log, *argv]
+    return ["bash", f"{place.scripts}/keep_going.sh", f"{place.logs}/{name}.log", *argv]
 
 
 def ssh_config(options: Mapping[str, Mapping[str, str]], known_hosts: str, accept_new: bool) -> str:

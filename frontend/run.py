@@ -33,7 +33,8 @@ def start_request(
     return {
         "op": "start",
         **base_request(run),
-        "cwd": host.spec.workdir,
+        # On other hosts the project's folder is where the request is answered.
+        "cwd": host.spec.workdir if host.spec.is_here else ".",
         "files": dict(files),
         "windows": [[window.name, list(window.argv)] for window in windows],
     }

@@ -12,7 +12,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 
-from frontend import commands, slurm, workers
+from frontend import commands, scripts, slurm, workers
 from frontend.commands import LEARNERS, MONITOR, RELAY, Command, Mpi, Place
 from frontend.flags import Options
 from frontend.hosts.host import run_dir
@@ -80,7 +80,7 @@ class Plan:
         """The windows of this machine that are not actors'."""
         place = self.here.place
         supervised = commands.supervisor(place, self.record)
-        windows = [Command(LEARNERS, tuple(commands.keep_log(supervised, self._log(LEARNERS))))]
+        windows = [Command(LEARNERS, tuple(commands.keep_log(supervised, place, LEARNERS)))]
         if self.options.monitor:
             windows.append(Command(MONITOR, tuple(commands.monitor(place, self.record))))
         return windows
@@ -104,9 +104,6 @@ class Plan:
     def open_hosts(self) -> Hosts:
         """Connections to the run's hosts, none made yet."""
         return Hosts(trust_of(self.options), self.options.ssh_concurrency)
-
-    def _log(self, name: str) -> str:
-        return f"{self.here.place.logs}/{name}.log"
 
 
 def trust_of(options: Options) -> Trust:
@@ -284,8 +281,7 @@ def _host_plan(
         tuple(actors),
         tuple(one.index for one in sets if specs[one.learner] == spec),
         tuple(
-            Command(name, tuple(commands.keep_going(argv, f"{place.logs}/{name}.log")))
-            for name, argv in windows
+            Command(name, tuple(commands.keep_going(argv, place, name))) for name, argv in windows
         ),
     )
 
@@ -298,6 +294,7 @@ def _place(spec: HostSpec, config: Config, run_id: str, keyed: bool, relayed: bo
         return Place(
             python=spec.python,
             experiment=str(ROOT / "experiment.py"),
+            scripts=str(scripts.HERE),
             logs=str(pathlib.Path(config.logdir) / "workers"),
             logdir=config.logdir,
             learner_key=config.key_file or (f"{own}/{LEARNER_KEY}" if keyed else ""),
@@ -310,6 +307,7 @@ def _place(spec: HostSpec, config: Config, run_id: str, keyed: bool, relayed: bo
     return Place(
         python=spec.python,
         experiment="experiment.py",
+        scripts=scripts.FOLDER,
         logs=f"{directory}/workers",
         logdir=str(logdir.relative_to(ROOT) if inside else logdir),
         folder=spec.workdir,

@@ -10,7 +10,7 @@ which Slurm must offer (``srun --mpi=list``). Tried with Debian 12's Slurm 22.05
 4.1.4, two ranks of Horovod, two nodes:
 
 * ``srun --mpi=pmix``: works. ``OMPI_COMM_WORLD_SIZE`` is not set before ``MPI_Init`` there, as
-  mpirun does it, so the step sets it.
+  mpirun does it, so the step sets it (``scripts/by_rank.sh``).
 * ``srun --mpi=pmi2``: fails in ``MPI_Init``; Debian's Open MPI is built for PMIx only.
 * ``mpirun`` in the allocation, which starts its daemons by srun itself: works, and is for where
   PMIx is not offered (``mpirun_environment``).
@@ -27,6 +27,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from frontend import scripts
 from frontend.workers import Worker
 from impala_torch.flags.errors import UserError
 
@@ -191,7 +192,8 @@ def srun_learners(
     options = [f"--nodes={here}", f"--ntasks={count}", f"--nodelist={','.join(nodes)}"]
     # Rank i on the i-th node of the list, whatever Slurm's own order of nodes.
     options += ["--distribution=arbitrary", "--mpi=pmix"]
-    return [*srun, *options, "bash", "-c", _by_rank(programs)]
+    words = [word for program in programs for word in (":", *program)][1:]
+    return [*srun, *options, "bash", str(scripts.HERE / "by_rank.sh"), *words]
 
 
 def mpirun_environment(job: Allocation) -> list[str]:
@@ -267,14 +269,6 @@ def _srun(job: Allocation, name: str, cwd: str, cpus: int) -> list[str]:
     # A task that fails ends the step; the others would wait for it until their time is up.
     argv += ["--kill-on-bad-exit=1"]
     return [*argv, f"--chdir={cwd}"] if cwd else argv
-
-
-def _by_rank(programs: Sequence[Sequence[str]]) -> str:
-    """A script that runs the program of its task's rank."""
-    cases = [f"{rank}) exec {shlex.join(argv)};;" for rank, argv in enumerate(programs)]
-    return 'export OMPI_COMM_WORLD_SIZE="$SLURM_NTASKS"; case "$SLURM_PROCID" in ' + (
-        " ".join([*cases, "esac"])
-    )
 
 
 def _ask(*words: str) -> str:

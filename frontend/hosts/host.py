@@ -80,7 +80,7 @@ def _start(request: Mapping[str, Any]) -> dict[str, Any]:
         script = directory / f"{name}.sh"
         script.write_text(f"exec {shlex.join(argv)}\n")
         windows.append((name, ["bash", str(script)]))
-    cwd = os.path.expanduser(request["cwd"])
+    cwd = os.path.abspath(os.path.expanduser(request["cwd"]))
     if session.exists():
         return {"started": session.add(windows, cwd)}
     session.start(windows, cwd, owner=run_id)

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from frontend import scripts
 from frontend.hosts import host as agent
 from frontend.hosts.ssh import Connection, HostError, Login, Trust
 from frontend.workers import Worker
@@ -190,10 +191,15 @@ def shell_path(path: str) -> str:
 
 
 def _agent_command(spec: HostSpec) -> str:
+    """The shell command that runs the agent, or says by its exit code what is not there for it.
+
+    Not a file of frontend/scripts: whether the host has those is what it finds out. Nothing else
+    is: an older project without them would fail later, in each window.
+    """
     folder, python = shell_path(spec.workdir), shell_path(spec.python)
     return (
         f"cd {folder} 2>/dev/null || exit {_NO_FOLDER}; "
-        f"test -f frontend/hosts/host.py || exit {_NO_PROJECT}; "
+        f"test -d {scripts.FOLDER} || exit {_NO_PROJECT}; "
         f"command -v {python} >/dev/null 2>&1 || exit {_NO_PYTHON}; "
         f"exec {python} -m frontend.hosts.host"
     )

@@ -8,7 +8,6 @@ archive over the SSH connection.
 import hashlib
 import io
 import pathlib
-import shlex
 import subprocess
 import tarfile
 from collections.abc import Sequence
@@ -21,12 +20,6 @@ from frontend.run_plan import ROOT, Plan
 _LEFT_OUT = {".git", ".venv", "logs", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
 _SYNC_SECS = 300.0
 _SETUP_SECS = 1800.0
-# The hashes that a host has of the files named on its standard input; needs no project there.
-_HASHES = r"""
-while IFS= read -r name; do
-  if [ -f "$name" ]; then sha256sum -- "$name"; fi
-done
-"""
 
 
 def sync_and_set_up(run: Plan, hosts: Hosts, out: TextIO) -> dict[HostSpec, str]:
@@ -75,10 +68,12 @@ def project_files(root: pathlib.Path) -> list[str]:
 def sync(hosts: Hosts, spec: HostSpec, root: pathlib.Path, files: Sequence[str]) -> int:
     """Copies what differs to a host's project folder. Returns how many files. Raises HostError."""
     folder = shell_path(spec.workdir)
+    # The first time there is no project yet, and so no file of it that could run there. Names that
+    # the host does not have are what is wanted, not failures.
     code, out, err = hosts.run(
         spec,
-        f"mkdir -p {folder} && cd {folder} && {_HASHES}",
-        "".join(f"{name}\n" for name in files).encode(),
+        f"mkdir -p {folder} && cd {folder} && (xargs -0 sha256sum -- 2>/dev/null || true)",
+        "\0".join(files).encode(),
         _SYNC_SECS,
     )
     if code != 0:
@@ -103,12 +98,8 @@ def set_up(hosts: Hosts, spec: HostSpec) -> str:
             f"--setup makes a virtual environment, and {spec.python} is in none: let "
             "--remote_python or the CSV's python be such as .venv/bin/python"
         )
-    venv = str(python.parent.parent)
-    command = (
-        f"cd {shell_path(spec.workdir)} && case {shlex.quote(venv)} in "
-        f'/*) venv={shlex.quote(venv)};; *) venv="$PWD"/{shlex.quote(venv)};; esac && '
-        'VENV="$venv" bash docker/setup.sh actor'
-    )
+    venv = shell_path(str(python.parent.parent))
+    command = f"cd {shell_path(spec.workdir)} && VENV={venv} bash docker/setup.sh actor"
     code, out, err = hosts.run(spec, command, timeout_secs=_SETUP_SECS)
     if code != 0:
         last = (err.strip() or out.strip()).splitlines()[-3:]

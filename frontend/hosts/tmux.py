@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from frontend import scripts
 from impala_torch.flags.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,14 +24,8 @@ if TYPE_CHECKING:
 # What a new window runs until its options are set. Should the frontend be killed right then, the
 # window closes by itself.
 _HOLDER = ("sleep", "600")
-# Runs a command, closes its window after a clean end, and else leaves its exit code in an option of
-# the pane. tmux itself can keep failed windows and tell their status, but where a pane's terminal
-# closes before its process is reaped, it takes a failure for a clean end, or never tells.
-_RUN = (
-    'trap : INT; "$@"; code=$?; '
-    'if [ $code -eq 0 ]; then tmux kill-pane -t "$TMUX_PANE"; '
-    'else tmux set-option -p -t "$TMUX_PANE" @exit_code $code; fi; exit $code'
-)
+# Runs a command, and closes its window or tells its exit code.
+_IN_WINDOW = str(scripts.HERE / "in_window.sh")
 _OWNER = "@impala_run"  # the session's option that names its owner
 _END_SECS = 5.0  # how long what ran in a killed session may take to end by itself
 _UNKNOWN_CODE = 255  # of a window whose shell was killed itself
@@ -43,7 +38,7 @@ class WindowState:
 
     name: str
     exit_code: int | None  # None while its command runs
-    restarts: int = 0  # how often its command was started again (see commands.keep_going)
+    restarts: int = 0  # how often its command was started again (see scripts/keep_going.sh)
     last_exit: int | None = None  # the exit code before that
 
 
@@ -173,7 +168,7 @@ class Session:
     def _run(self, pane: str, argv: Sequence[str], cwd: str | pathlib.Path) -> None:
         for option in ("@exit_code", "@restarts", "@last_exit"):
             self._tmux("set-option", "-p", "-u", "-q", "-t", pane, option)
-        wrapped = map(_literal, ("bash", "-c", _RUN, "window", *argv))
+        wrapped = map(_literal, ("bash", _IN_WINDOW, *argv))
         self._tmux("respawn-pane", "-k", "-t", pane, "-c", str(cwd), *wrapped)
 
     def _make_window(self, name: str, first: bool) -> str:

@@ -106,7 +106,7 @@ def user_of():
 
 def python_processes(host) -> list[str]:
     """What of a run is left on a host."""
-    words = ("experiment.py", "impala_torch", "frontend.", "mpirun", "orted", "keep going")
+    words = ("experiment.py", "impala_torch", "frontend.", "mpirun", "orted", "frontend/scripts")
     return [
         line
         for line in host.processes().values()

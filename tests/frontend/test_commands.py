@@ -4,7 +4,6 @@ import dataclasses
 import os
 import shlex
 import subprocess
-import sys
 import tempfile
 
 import pytest
@@ -16,10 +15,17 @@ from frontend.workers import Worker, deal
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
 
-HERE = Place("/venv/python", "/here/experiment.py", "/runs/my run/workers", "/runs/my run")
+HERE = Place(
+    "/venv/python",
+    "/here/experiment.py",
+    "/here/frontend/scripts",
+    "/runs/my run/workers",
+    "/runs/my run",
+)
 THERE = Place(
     ".venv/bin/python",
     "experiment.py",
+    "frontend/scripts",
     "~/.impala_torch/1/workers",
     "logs/x",
     folder="~/my impala",
@@ -91,12 +97,14 @@ def test_learners_on_other_hosts_run_in_their_folder_over_ssh():
     assert alone[0] == "/bin/mpirun"
 
 
-def test_a_rank_runs_in_its_folder(tmp_path):
-    (tmp_path / "my impala").mkdir()
-    argv = commands._in_folder(["sh", "-c", 'pwd; echo "$1"', "x", "a  $b"], THERE)
+@pytest.mark.parametrize("folder", ["~/my ~impala", "my ~impala", "{home}/my ~impala", "~"])
+def test_a_rank_runs_in_its_folder(tmp_path, folder):
+    (tmp_path / "my ~impala").mkdir()
+    place = dataclasses.replace(THERE, folder=folder.format(home=tmp_path))
+    argv = commands._in_folder(["sh", "-c", 'pwd; echo "$1"', "x", "a  $b"], place)
     env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env)
-    assert done.stdout == f"{tmp_path}/my impala\na  $b\n"
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, env=env, cwd="/")
+    assert done.stdout == f"{tmp_path}{'' if folder == '~' else '/my ~impala'}\na  $b\n"
 
 
 def test_networks_and_other_arguments_reach_mpirun():
@@ -193,48 +201,10 @@ def test_opensshs_configuration_reads_back():
     assert "stricthostkeychecking true\n" in shown
 
 
-# --- what the windows' shells do ---
-
-
-@pytest.mark.parametrize("code", [0, 3])
-def test_the_log_is_kept_and_the_exit_code_is_the_commands(tmp_path, code):
-    log = tmp_path / "my run's" / "workers" / "x.log"
-    script = "import sys; print('a  b', sys.argv[2]); print('err', file=sys.stderr); sys.exit({})"
-    argv = [sys.executable, "-u", "-c", script.format(code), "--", "$HOME; 'it'"]
-    line = shlex.join(commands.keep_log(argv, str(log)))
-    for count in (1, 2):  # a second run appends
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
-        assert done.returncode == code
-        assert done.stdout == "a  b $HOME; 'it'\nerr\n"
-        assert log.read_text() == done.stdout * count
-
-
-def keep_going(tmp_path, script, **kwargs):
-    """Runs a shell script, with a counter file as $0, under keep_going without its pauses."""
-    log = "~/my logs/x.log"
-    argv = commands.keep_going(["bash", "-c", script, str(tmp_path / "count")], log)
-    argv[2] = argv[2].replace('sleep "$delay"', "sleep 0.01")
-    env = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
-    done = subprocess.run(
-        argv, capture_output=True, text=True, check=False, env=env, timeout=30, **kwargs
-    )
-    return done, (tmp_path / "my logs" / "x.log").read_text()
-
-
-COUNT = 'echo x >>"$0"; n=$(wc -l <"$0"); echo "start $n"; '
-
-
-@pytest.mark.parametrize("code", [0, 2, 3, 130])
-def test_a_meant_end_is_the_end(tmp_path, code):
-    done, log = keep_going(tmp_path, f"{COUNT} exit {code}")
-    assert done.returncode == code
-    assert log == done.stdout == "start 1\n"
-
-
-def test_what_dies_is_started_again_with_growing_pauses(tmp_path):
-    done, log = keep_going(tmp_path, f"{COUNT} case $n in 9) exit 0;; 3) kill -9 $$;; esac; exit 1")
-    assert done.returncode == 0
-    assert log == done.stdout
-    told = [line for line in log.splitlines() if "keep going" in line]
-    assert [line.split()[-2] for line in told] == ["1", "2", "4", "8", "16", "32", "60", "60"]
-    assert [line.split()[4] for line in told][2] == "137;"
+def test_windows_run_the_scripts_of_their_place():
+    kept = commands.keep_log(["python", "x  y"], HERE, "learners")
+    log = "/runs/my run/workers/learners.log"
+    assert kept == ["bash", "/here/frontend/scripts/keep_log.sh", log, "python", "x  y"]
+    going = commands.keep_going(["python", "x  y"], THERE, "relay")
+    log = "~/.impala_torch/1/workers/relay.log"
+    assert going == ["bash", "frontend/scripts/keep_going.sh", log, "python", "x  y"]

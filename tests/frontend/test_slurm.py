@@ -177,8 +177,8 @@ def test_the_command_of_learners():
     argv = slurm.srun_learners(JOB, ["n2", "n2", "n1"], [["a", "0 0"], ["b", "'"], ["c"]])
     assert {"--mpi=pmix", "--nodelist=n2,n2,n1", "--ntasks=3", "--nodes=2"} < set(argv)
     assert {"--distribution=arbitrary", "--cpus-per-task=3"} < set(argv)
-    assert argv[-3:-1] == ["bash", "-c"]
-    assert "1) exec b ''\"'\"'';; 2) exec c;; esac" in argv[-1]
+    script = str(ROOT / "frontend" / "scripts" / "by_rank.sh")
+    assert argv[-9:] == ["bash", script, "a", "0 0", ":", "b", "'", ":", "c"]
 
 
 # --- a real one ---

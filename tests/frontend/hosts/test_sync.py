@@ -69,8 +69,7 @@ def test_a_bare_host_gets_the_project_and_what_an_actor_needs(login, tmp_path):
 
 def test_an_interpreter_without_packages_is_told(login, tmp_path):
     who, trust = login
-    (tmp_path / "frontend" / "hosts").mkdir(parents=True)
-    (tmp_path / "frontend" / "hosts" / "host.py").touch()
+    (tmp_path / "frontend" / "scripts").mkdir(parents=True)
     python = tmp_path / "python"
     python.write_text(
         "#!/bin/sh\necho \"ModuleNotFoundError: No module named 'absl'\" >&2; exit 1\n"

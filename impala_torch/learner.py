@@ -23,7 +23,7 @@ from impala_torch.endpoint.batches import Batch, BatchQueue
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.flags.config import PER_PROCESS, Config, to_dict
+from impala_torch.flags.config import Config, having, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import optimizers
 from impala_torch.learning.feed import Feed
@@ -37,7 +37,7 @@ from impala_torch.structures import AgentInput, Unroll, empty_unroll
 log = logging.getLogger(__name__)
 
 # Flags that may differ between the learners of a run.
-_OWN = {*PER_PROCESS, "logdir", "device", "learner_threads", "actor_threads", "key_file"}
+_OWN = having(per_learner=True)
 _POLL_SECS = 0.5  # how long a rank without a batch waits before it tells the others so
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
 

@@ -13,15 +13,13 @@ import sys
 
 import torch
 
+from impala_torch.flags.config import having
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
 _KEPT = ("model", "frames", "updates", "hours", "games", "version")
 # What a reader needs to make the agent and its level; the rest tells of somebody's machine.
-_FLAGS = (
-    *("agent_name", "level_name", "width", "height", "num_action_repeats", "episodic_life"),
-    *("reward_clipping", "precision", "seed"),
-)
+_FLAGS = having(exported=True)
 
 
 def export(logdir: pathlib.Path, out: pathlib.Path) -> int:

@@ -14,7 +14,7 @@ from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Game, Scores
 from impala_torch.evaluation.run_finder import find_runs
 from impala_torch.evaluation.scorebook import Trained
-from impala_torch.flags.config import Config
+from impala_torch.flags.config import Config, having
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report.metrics import duration
@@ -22,7 +22,7 @@ from impala_torch.report.metrics import duration
 log = logging.getLogger(__name__)
 
 # What a checkpoint's weights mean something with.
-_OF_THE_RUN = ("agent_name", "level_name", "width", "height", "num_action_repeats")
+_OF_THE_RUN = having(of_agent=True)
 
 
 class Subject(NamedTuple):

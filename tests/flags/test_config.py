@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import pytest
 from absl import flags
 
-from impala_torch.flags import command_line
+from impala_torch.flags import checks, command_line
 from impala_torch.flags import config as config_lib
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
@@ -204,7 +204,7 @@ def test_large_batches_have_large_actors_unless_told_otherwise():
 def test_a_preset_holds_known_flags_of_the_right_types(name):
     for flag, value in PRESETS[name].items():
         assert type(value) is type(FIELDS[flag].default), flag
-    config_lib.check(read([f"--preset={name}"]))
+    checks.check(read([f"--preset={name}"]))
 
 
 def test_a_runs_config_starts_the_same_again_in_a_new_place(tmp_path):

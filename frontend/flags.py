@@ -5,9 +5,9 @@ from typing import Any
 
 from absl import flags
 
+from impala_torch.flags.checks import check_ranges
 from impala_torch.flags.command_line import declare
-from impala_torch.flags.config import flag
-from impala_torch.flags.errors import UserError
+from impala_torch.flags.config import NO_LIMIT, flag
 
 RUN, HOSTS, SLURM, MANY = "starting a run", "other hosts", "on Slurm", "a run's life"
 
@@ -50,9 +50,13 @@ class Options:
         1,
         "Actors without which a start has failed: everything that was started is ended again. "
         "0 = any number will do.",
+        low=0,
     )
     start_timeout: float = flag(
-        RUN, 120.0, "Seconds that an actor may take from its start to its learner's welcome."
+        RUN,
+        120.0,
+        "Seconds that an actor may take from its start to its learner's welcome.",
+        above=0,
     )
     worker: str = flag(
         RUN, "learners", "Whose log --action=logs shows: learners, monitor, or as actor-0-1."
@@ -87,8 +91,8 @@ class Options:
         "Trust hosts that --known_hosts does not have and add them; a changed key is never "
         "accepted.",
     )
-    ssh_concurrency: int = flag(HOSTS, 32, "Hosts that are spoken to at one time.")
-    ssh_timeout: float = flag(HOSTS, 10.0, "Seconds that a host may take to answer SSH.")
+    ssh_concurrency: int = flag(HOSTS, 32, "Hosts that are spoken to at one time.", above=0)
+    ssh_timeout: float = flag(HOSTS, 10.0, "Seconds that a host may take to answer SSH.", above=0)
     mpi_network: str = flag(
         HOSTS,
         "",
@@ -104,6 +108,7 @@ class Options:
         choices=("auto", "always", "never"),
     )
     # --- on Slurm ---
+    # The numbers' ranges are the allocation's: frontend.slurm checks them.
     workers_from: str = flag(
         SLURM,
         "csv",
@@ -112,23 +117,36 @@ class Options:
         choices=("csv", "slurm"),
     )
     slurm_learners: int = flag(
-        SLURM, 0, "Learners. 0 = one for each GPU of the allocation, or one on its first node."
+        SLURM,
+        0,
+        "Learners. 0 = one for each GPU of the allocation, or one on its first node.",
+        low=NO_LIMIT,
     )
     slurm_actors_per_node: int = flag(
-        SLURM, 0, "Actors on each node that has any. 0 = one for each CPU without a learner."
+        SLURM,
+        0,
+        "Actors on each node that has any. 0 = one for each CPU without a learner.",
+        low=NO_LIMIT,
     )
     slurm_base_port: int = flag(
-        SLURM, 8001, "Port of the first learner's endpoint; the next learner has the next one."
+        SLURM,
+        8001,
+        "Port of the first learner's endpoint; the next learner has the next one.",
+        low=NO_LIMIT,
     )
     # --- a run's life ---
     max_restarts: int = flag(
-        MANY, 3, "Restarts of learners that died, within an hour, from the newest checkpoint."
+        MANY,
+        3,
+        "Restarts of learners that died, within an hour, from the newest checkpoint.",
+        low=0,
     )
     heal_secs: float = flag(
         MANY,
         30.0,
         "Seconds that an actor may be gone before the supervisor looks at its host and starts it "
         "again there. 0 = never.",
+        low=0,
     )
     monitor: bool = flag(MANY, True, "Show the run live in a tmux window 'monitor'.")
 
@@ -143,10 +161,5 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Options:
     names = [field.name for field in dataclasses.fields(Options)]
     values: dict[str, Any] = {name: flag_values[name].value for name in names}
     options = Options(**values)
-    for name in ("ssh_concurrency", "ssh_timeout", "start_timeout"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"--{name} must be more than 0, not {getattr(options, name)}")
-    for name in ("min_actors", "max_restarts", "heal_secs"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name} must not be negative, and is {getattr(options, name)}")
+    check_ranges(options)
     return options

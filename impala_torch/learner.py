@@ -24,7 +24,7 @@ from impala_torch.endpoint.batches import Batch, BatchQueue, Stock
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.flags.config import PER_PROCESS, Config, to_dict
+from impala_torch.flags.config import Config, having, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import optimizers
 from impala_torch.learning.feed import Feed, make_batch
@@ -40,7 +40,7 @@ from impala_torch.structures import AgentInput, Unroll
 log = logging.getLogger(__name__)
 
 # Flags that may differ between the learners of a run.
-_OWN = {*PER_PROCESS, "logdir", "device", "learner_threads", "actor_threads", "key_file"}
+_OWN = having(per_learner=True)
 _POLL_SECS = 0.5  # how long a learner without a batch waits before it looks around
 # The same of one among several, who may get a batch of what the others have, and the others of
 # what it has: often while it should not last, seldom where it does.

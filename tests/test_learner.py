@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from impala_torch.agents import weights
-from impala_torch.flags.config import Config, check
+from impala_torch.flags.checks import check
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learner import Learner
 from impala_torch.learning.feed import make_batch

@@ -28,7 +28,7 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.relay_set import WorkerSet
 from impala_torch.flags.addresses import parse_address
-from impala_torch.flags.config import MAX_SOCKET_PATH_BYTES
+from impala_torch.flags.checks import MAX_SOCKET_PATH_BYTES
 from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)

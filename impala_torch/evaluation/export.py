@@ -13,13 +13,13 @@ import sys
 
 import torch
 
+from impala_torch.flags.config import having
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
-from impala_torch.structures import LevelOptions
 
 _KEPT = ("model", "frames", "updates", "hours", "games", "version")
 # What a reader needs to make the agent and its level; the rest tells of somebody's machine.
-_FLAGS = ("agent_name", *LevelOptions._fields, "reward_clipping", "precision", "seed")
+_FLAGS = having(exported=True)
 
 
 def export(logdir: pathlib.Path, out: pathlib.Path) -> int:

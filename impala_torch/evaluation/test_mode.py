@@ -14,16 +14,15 @@ from impala_torch.evaluation import games, scorebook
 from impala_torch.evaluation.games import Game, Scores
 from impala_torch.evaluation.run_finder import find_runs
 from impala_torch.evaluation.scorebook import Trained
-from impala_torch.flags.config import Config
+from impala_torch.flags.config import Config, having
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report.metrics import duration
-from impala_torch.structures import LevelOptions
 
 log = logging.getLogger(__name__)
 
 # What a checkpoint's weights mean something with.
-_OF_THE_RUN = ("agent_name", *LevelOptions._fields)
+_OF_THE_RUN = having(of_agent=True)
 
 
 class Subject(NamedTuple):

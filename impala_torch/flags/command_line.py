@@ -16,7 +16,8 @@ from typing import Any, cast
 
 from absl import flags
 
-from impala_torch.flags.config import PER_PROCESS, Config, check
+from impala_torch.flags.checks import check
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
 
@@ -123,7 +124,7 @@ def _read(path: str) -> dict[str, Any]:
     values = {}
     for field in dataclasses.fields(Config):
         value, default = found[field.name], cast(Any, field.default)
-        if value is None or field.name in (*PER_PROCESS, "logdir", "config", "key_file"):
+        if value is None or not field.metadata["inherited"]:
             continue
         if type(value) is int and type(default) is float:
             value = float(value)

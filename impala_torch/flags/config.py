@@ -1,6 +1,7 @@
 """Every flag of training, declared once: name, type, default, help, allowed values.
 
-``Config`` is the declaration and what code receives; ``command_line`` reads and writes it.
+``Config`` is the declaration and what code receives; ``command_line`` reads and writes it, and
+``checks`` refuses what cannot work.
 
 Importing this module loads neither torch nor any environment.
 """
@@ -8,24 +9,12 @@ Importing this module loads neither torch nor any environment.
 import dataclasses
 import datetime
 import math
-import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from impala_torch.flags.addresses import parse_address
-from impala_torch.flags.errors import UserError
 from impala_torch.flags.presets import PRESETS
-
-MAX_SOCKET_PATH_BYTES = 100  # the kernel takes 107
-
-
-def flag(group: str, default: Any, help_text: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A field of ``Config`` that is also a flag. ``group`` is its chapter in --helpfull."""
-    metadata = {"group": group, "help": help_text, "choices": choices}
-    return dataclasses.field(default=default, metadata=metadata)
-
 
 RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT, WANDB = (
     "the run",
@@ -38,6 +27,80 @@ RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT, WANDB = (
     "what a run leaves",
     "Weights & Biases",
 )
+
+NO_LIMIT = -math.inf  # as ``low``: any finite number will do, as far as the flag alone can tell
+# Chapters of what is told of learning, which learning itself goes without.
+_BESIDE_LEARNING = (OUTPUT, WANDB)
+
+
+def flag(
+    group: str,
+    default: Any,
+    help_text: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    low_means: str = "",
+    above: float | None = None,
+    high: float | None = None,
+    per_process: bool = False,
+    per_learner: bool = False,
+    mode: str = "",
+    inherited: bool = True,
+    private: bool = False,
+    affects_learning: bool | None = None,
+    of_agent: bool = False,
+    exported: bool = False,
+    says_itself: bool = False,
+) -> Any:
+    """A field of a dataclass that is also a flag, with all that is to be known of it.
+
+    ``having`` finds flags by what is said here, so that no other module lists them. Of numbers,
+    the range is said: ``above``, which is not allowed itself, or ``low``, which is; beside ``low``
+    there may be ``high``, which is allowed too.
+
+    Args:
+      group: its chapter in --helpfull.
+      default: what it is where it is not given; its type is the flag's.
+      help_text: for --helpfull and the README.
+      choices: its only values, of a string.
+      low, above, high: the range; ``low=NO_LIMIT`` where there is none.
+      low_means: what ``low`` stands for, if for something of its own; told with the error.
+      per_process: names one process; other flags are the same for every process of a run.
+      per_learner: the host's or the learner's own affair, where other flags must agree between the
+        learners of a run. Those per process are that too.
+      mode: the only --mode that it is of. It is one process's then too.
+      inherited: a run that is started the same again (--config) takes it from the older one.
+        Those per process are not.
+      private: tells of the network or of keys, and stays on the run's hosts.
+      affects_learning: runs that differ in it are different experiments. Unless told, so is every
+        flag that is not per process and not of the chapters that come after learning.
+      of_agent: a checkpoint's weights mean something with this value only.
+      exported: goes along with an agent that leaves its run. Those of the agent do too.
+      says_itself: its value needs no name in front of it to be understood.
+    """
+    per_process = per_process or bool(mode)
+    if affects_learning is None:
+        affects_learning = not per_process and group not in _BESIDE_LEARNING
+    metadata = {
+        "group": group,
+        "help": help_text,
+        "choices": choices,
+        "low": low,
+        "low_means": low_means,
+        "above": above,
+        "high": high,
+        "per_process": per_process,
+        "per_learner": per_learner or per_process,
+        "mode": mode,
+        "inherited": inherited and not per_process,
+        "private": private,
+        "affects_learning": affects_learning,
+        "of_agent": of_agent,
+        "exported": exported or of_agent,
+        "says_itself": says_itself,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +117,7 @@ class Config:
         "sample: step the environments of --num_actors processes with random actions for "
         "--sample_secs, which bounds what any training on this machine can reach.",
         choices=("train", "test", "sample"),
+        per_process=True,
     )
     preset: str = flag(
         RUN,
@@ -67,6 +131,7 @@ class Config:
         "",
         "A run's config.json: start the same again, in a new --logdir. Flags that are given go "
         "before it.",
+        inherited=False,
     )
     job_name: str = flag(
         RUN,
@@ -75,6 +140,7 @@ class Config:
         "which plays whole games with the weights of the learner at --learner_host every "
         "--eval_interval_frames (a run starts its own).",
         choices=("learner", "actor", "evaluator"),
+        per_process=True,
     )
     task: int = flag(
         RUN,
@@ -82,18 +148,25 @@ class Config:
         "Number of this process among those of its job: of an actor, its place in "
         "--actor_hosts; of a learner, its number. -1 trains locally: a learner and --num_actors "
         "actor processes on this machine.",
+        low=-1,
+        low_means="train locally",
+        per_process=True,
     )
     learner_host: str = flag(
         RUN,
         "localhost:8001",
         "ip:port of the learner's parameter endpoint: what a learner serves and what its actors "
         "connect to.",
+        per_process=True,
+        private=True,
     )
     actor_hosts: str = flag(
         RUN,
         "localhost:9001",
         "Comma-separated ip:port of this learner's actors. Nothing listens there: the list says "
         "how many actors the learner has, and each one's --task is its place in it.",
+        per_process=True,
+        private=True,
     )
     key_file: str = flag(
         RUN,
@@ -101,23 +174,33 @@ class Config:
         "File with the keys of the run, which encrypt the endpoint and admit only those who "
         "hold it; made by 'python -m impala_torch.endpoint.keys FILE'. Needed wherever "
         "--learner_host is not a loopback address.",
+        per_learner=True,
+        inherited=False,
+        private=True,
+        affects_learning=False,
     )
     relay: str = flag(
         RUN,
         "",
         "ipc:// address of this host's relay, through which an actor reaches --learner_host; "
         "empty = directly.",
+        per_process=True,
+        private=True,
     )
     learner_timeout: float = flag(
         RUN,
         600.0,
         "Seconds an actor goes on trying to reach a learner that is gone, keeping its "
         "environments; 0 = for ever.",
+        low=0,
+        affects_learning=False,
     )
     seed: int = flag(
         RUN,
         1,
         "Seed of weights, environments and action sampling; every actor derives its own.",
+        low=0,
+        exported=True,
     )
     # --- the environment ---
     level_name: str = flag(
@@ -127,19 +210,36 @@ class Config:
         "actions, 0.25), or the id of any registered gymnasium environment with discrete actions "
         "and an image or vector observation; mypackage.mymodule:MyEnv-v0 imports the module that "
         "registers it.",
+        of_agent=True,
+        says_itself=True,
     )
-    width: int = flag(ENVIRONMENT, 84, "Width of the frames that the agent sees, in pixels.")
-    height: int = flag(ENVIRONMENT, 84, "Height of the frames that the agent sees, in pixels.")
+    width: int = flag(
+        ENVIRONMENT,
+        84,
+        "Width of the frames that the agent sees, in pixels.",
+        above=0,
+        of_agent=True,
+    )
+    height: int = flag(
+        ENVIRONMENT,
+        84,
+        "Height of the frames that the agent sees, in pixels.",
+        above=0,
+        of_agent=True,
+    )
     num_action_repeats: int = flag(
         ENVIRONMENT,
         0,
         "Environment frames per agent step. 0 = the usual of the level: 4 for Atari, else 1.",
+        low=0,
+        of_agent=True,
     )
     episodic_life: bool = flag(
         ENVIRONMENT,
         True,
         "In Atari, end the learner's episode with each life lost. The whole game's return is "
         "reported too, and test mode plays whole games.",
+        exported=True,
     )
     # --- the agent ---
     agent_name: str = flag(
@@ -148,6 +248,8 @@ class Config:
         "The network: SimpleConvNetAgent, ShallowConvNetAgent, ShallowConvLSTMAgent, "
         "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors; or one of "
         "your own as mypackage.mymodule:MyAgent, see sandbox/api.md.",
+        of_agent=True,
+        says_itself=True,
     )
     precision: str = flag(
         AGENT,
@@ -156,10 +258,11 @@ class Config:
         "losses are float32 always. auto = bfloat16 where the processor or GPU has instructions "
         "for it.",
         choices=("auto", "float32", "bfloat16"),
+        exported=True,
     )
     # --- acting ---
     num_actors: int = flag(
-        ACTING, 0, "Actor processes of local training (--task=-1). 0 = one for each core."
+        ACTING, 0, "Actor processes of local training (--task=-1). 0 = one for each core.", low=0
     )
     num_envs: int = flag(
         ACTING,
@@ -167,11 +270,14 @@ class Config:
         "E: environments of one actor, stepped together with one batched forward. More are faster "
         "where a machine has room, and every one of them is more in flight: 32 suits a batch of 32 "
         "or more, over all learners.",
+        above=0,
     )
     actor_threads: int = flag(
         ACTING,
         0,
         "Threads of one actor for emulation and inference. 0 = 1, for several actors a machine.",
+        low=0,
+        per_learner=True,
     )
     # --- learning ---
     total_environment_frames: int = flag(
@@ -179,14 +285,16 @@ class Config:
         1_000_000_000,
         "Environment frames (agent steps x repeats, over all learners) to train for. The "
         "learning rate falls linearly to 0 over them.",
+        above=0,
     )
     batch_size: int = flag(
         LEARNING,
         2,
         "B: unrolls per update of one learner; n learners learn from n x B together, as one "
         "learner with that --batch_size would.",
+        above=0,
     )
-    unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.")
+    unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.", above=0)
     virtual_batch_size: int = flag(
         LEARNING,
         0,
@@ -194,24 +302,28 @@ class Config:
         "batch, before they become one with the other learners' and are applied; exactly as if "
         "--batch_size were as large, in the memory of the small one. A multiple of --batch_size; "
         "0 = the same.",
+        low=0,
     )
     batch_reuse: int = flag(
         LEARNING,
         1,
         "Updates made with each batch. More than 1 learns more from a frame, for more of the "
         "learner's time; V-trace corrects for the policy that moves meanwhile.",
+        above=0,
     )
     queue_capacity: int = flag(
         LEARNING,
         2,
         "Batches that may wait at a learner for training. It bounds the learner's memory, "
         "whatever the number of actors; actors wait when it is full.",
+        above=0,
     )
     max_policy_lag: int = flag(
         LEARNING,
         0,
         "Drop unrolls that were acted with weights more than this many updates old when they are "
         "to be learned from. 0 = keep all.",
+        low=0,
     )
     weights_precision: str = flag(
         LEARNING,
@@ -242,12 +354,15 @@ class Config:
         "auto",
         "Where the learner computes: cpu, cuda, cuda:N, or auto = a GPU where there is one (of "
         "several, the one of the learner's local rank).",
+        per_learner=True,
     )
     learner_threads: int = flag(
         LEARNING,
         0,
         "Threads of the learner's CPU arithmetic. 0 = the cores, shared by the ranks of a host, "
         "and in local training with the actors: half of them.",
+        low=0,
+        per_learner=True,
     )
     compile: bool = flag(
         LEARNING,
@@ -256,38 +371,42 @@ class Config:
         "that may be faster afterwards. Needs a C++ compiler on a CPU, and Triton on a GPU.",
     )
     # --- the loss ---
-    entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.")
+    entropy_cost: float = flag(LOSS, 0.00025, "Weight of the entropy term.", low=0)
     entropy_decay: bool = flag(
         LOSS,
         False,
         "Let --entropy_cost fall linearly to 0 over --total_environment_frames, as the learning "
         "rate does: exploration first, then play that is sure of itself.",
     )
-    baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.")
-    discounting: float = flag(LOSS, 0.99, "Discount per agent step.")
+    baseline_cost: float = flag(LOSS, 0.5, "Weight of the baseline's squared error.", low=0)
+    discounting: float = flag(LOSS, 0.99, "Discount per agent step.", low=0, high=1)
     vtrace_lambda: float = flag(
         LOSS,
         1.0,
         "Lambda of V-trace (remark 2 of the paper): less than 1 trusts the baseline more and the "
         "rewards of the unroll less, with less variance.",
+        low=0,
+        high=1,
     )
     reward_clipping: str = flag(
         LOSS,
         "abs_one",
         "abs_one: clip to [-1, 1]. soft_asymmetric: 5 tanh(r / 5), negatives times 0.3. none.",
         choices=("abs_one", "soft_asymmetric", "none"),
+        exported=True,
     )
     # --- the optimizer ---
-    learning_rate: float = flag(OPTIMIZER, 0.00048, "Learning rate at frame 0.")
-    decay: float = flag(OPTIMIZER, 0.99, "Decay of RMSProp's mean square.")
-    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.")
+    learning_rate: float = flag(OPTIMIZER, 0.00048, "Learning rate at frame 0.", low=0)
+    decay: float = flag(OPTIMIZER, 0.99, "Decay of RMSProp's mean square.", low=0, high=1)
+    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.", low=0)
     epsilon: float = flag(
-        OPTIMIZER, 0.1, "Epsilon of RMSProp, inside the square root as in TensorFlow."
+        OPTIMIZER, 0.1, "Epsilon of RMSProp, inside the square root as in TensorFlow.", above=0
     )
     gradients_clipping: float = flag(
         OPTIMIZER,
         -1.0,
         "Clip the global norm of all learners' gradient to this. Negative = off.",
+        low=NO_LIMIT,
     )
     # --- what a run leaves ---
     logdir: str = flag(
@@ -295,18 +414,20 @@ class Config:
         "",
         "Directory of the run; a run that finds a checkpoint there goes on from it. Empty = "
         "logs/<level>/<date-time>, with logs/latest pointing to it.",
+        per_learner=True,
+        inherited=False,
     )
     save_checkpoint_secs: float = flag(
-        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end."
+        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end.", above=0
     )
-    keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.")
+    keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.", above=0)
     quiet: bool = flag(
         OUTPUT,
         False,
         "Show warnings and results only; the logs of a run in --logdir stay whole.",
     )
     progress_secs: float = flag(
-        OUTPUT, 5.0, "Seconds between lines of progress and of metrics.csv."
+        OUTPUT, 5.0, "Seconds between lines of progress and of metrics.csv.", above=0
     )
     eval_interval_frames: int = flag(
         OUTPUT,
@@ -314,35 +435,44 @@ class Config:
         "Environment frames between evaluations beside training, in a process of their own on the "
         "first learner's host: --test_num_episodes whole games with the weights of then, to "
         "evaluation.csv and TensorBoard. 0 = none.",
+        low=0,
     )
     test_num_episodes: int = flag(
-        OUTPUT, 10, "Whole games of an evaluation, in test mode and beside training."
+        OUTPUT, 10, "Whole games of an evaluation, in test mode and beside training.", above=0
     )
     greedy: bool = flag(
         OUTPUT, False, "In evaluations take the likeliest action instead of sampling the policy."
     )
     checkpoint: str = flag(
-        OUTPUT, "", "Checkpoint file for test mode; empty = the newest of --logdir."
+        OUTPUT, "", "Checkpoint file for test mode; empty = the newest of --logdir.", mode="test"
     )
     levels: str = flag(
         OUTPUT,
         "",
         "Comma-separated levels for test mode, each with the newest run of it that is found in "
         "--logdir and the folders below; or atari57: those of the 57 Atari games that are there.",
+        mode="test",
     )
     record: str = flag(
-        OUTPUT, "", "Folder for videos of test mode: an MP4 of every game, in all its frames."
+        OUTPUT,
+        "",
+        "Folder for videos of test mode: an MP4 of every game, in all its frames.",
+        mode="test",
     )
     render: bool = flag(
-        OUTPUT, False, "Show the games of test mode in a window, as fast as a person plays."
+        OUTPUT,
+        False,
+        "Show the games of test mode in a window, as fast as a person plays.",
+        mode="test",
     )
     record_margin: bool = flag(
         OUTPUT,
         False,
         "Write score and value (the agent's estimate of what is to come) into a margin under the "
         "pictures of --record and --render.",
+        mode="test",
     )
-    sample_secs: float = flag(OUTPUT, 10.0, "Seconds to sample for in sample mode.")
+    sample_secs: float = flag(OUTPUT, 10.0, "Seconds to sample for in sample mode.", above=0)
     # --- Weights & Biases: Sample Factory's names ---
     with_wandb: bool = flag(
         WANDB,
@@ -371,86 +501,17 @@ class Config:
         return dataclasses.replace(self, **changes)
 
 
-# Flags of test mode alone.
-TEST_ONLY = ("checkpoint", "levels", "record", "render", "record_margin")
-# Flags that name one process or mode; the others are the same for every process of a run.
-PER_PROCESS = ("mode", "job_name", "task", "learner_host", "actor_hosts", "relay", *TEST_ONLY)
-
-
-def check(config: Config) -> None:
-    """Raises UserError for values that cannot work, naming the flag."""
-    for name, value in to_dict(config).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name} must be a finite number, not {value}")
-    positive = (
-        "total_environment_frames batch_size unroll_length queue_capacity num_envs "
-        "width height batch_reuse keep_checkpoints test_num_episodes progress_secs "
-        "save_checkpoint_secs epsilon sample_secs"
+def having(**properties: Any) -> tuple[str, ...]:
+    """Names of the flags whose declarations say all of this: ``having(per_process=True)``."""
+    return tuple(
+        field.name
+        for field in dataclasses.fields(Config)
+        if all(field.metadata[name] == value for name, value in properties.items())
     )
-    for name in positive.split():
-        if getattr(config, name) <= 0:
-            raise UserError(f"--{name} must be more than 0, not {getattr(config, name)}")
-    not_negative = (
-        "num_action_repeats num_actors actor_threads learner_threads max_policy_lag "
-        "virtual_batch_size learner_timeout eval_interval_frames entropy_cost "
-        "baseline_cost learning_rate momentum seed"
-    )
-    for name in not_negative.split():
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name} must not be negative, and is {getattr(config, name)}")
-    for name in ("discounting", "decay", "vtrace_lambda"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"--{name} must be between 0 and 1, not {getattr(config, name)}")
-    if config.virtual_batch_size % config.batch_size:
-        raise UserError(
-            f"--virtual_batch_size={config.virtual_batch_size} is no multiple of "
-            f"--batch_size={config.batch_size}"
-        )
-    if config.virtual_batch_size > config.batch_size and config.batch_reuse > 1:
-        raise UserError(
-            "--batch_reuse needs a batch at hand, and --virtual_batch_size lets each go before "
-            "its step: give one of them, or a larger --batch_size"
-        )
-    parse_address(config.learner_host, "--learner_host")
-    for address in config.actors:
-        parse_address(address, "--actor_hosts")
-    if config.relay:
-        path = os.path.expanduser(config.relay.removeprefix("ipc://"))
-        if not config.relay.startswith("ipc://") or not path:
-            raise UserError(f"--relay must be ipc:// and a path, not '{config.relay}'")
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            raise UserError(
-                f"--relay={config.relay}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes"
-            )
-    if config.task < -1:
-        raise UserError(f"--task must be -1 (train locally) or more, not {config.task}")
-    _check_evaluation(config)
-    if config.job_name == "actor":
-        if config.task == -1:
-            raise UserError(
-                "--job_name=actor needs --task: the actor's place in --actor_hosts, from 0"
-            )
-        if config.task >= len(config.actors):
-            raise UserError(
-                f"--task={config.task} is outside --actor_hosts, which names "
-                f"{len(config.actors)} actor(s): 0 to {len(config.actors) - 1}"
-            )
 
 
-def _check_evaluation(config: Config) -> None:
-    if config.mode != "test":
-        for name in TEST_ONLY:
-            if getattr(config, name) != getattr(Config, name):
-                raise UserError(f"--{name} is of --mode=test")
-    if config.checkpoint and config.levels:
-        raise UserError("--checkpoint is of one level, and --levels finds them itself: give one")
-    if config.record_margin and not (config.record or config.render):
-        raise UserError("--record_margin needs --record or --render: it is under their pictures")
-    if config.job_name == "evaluator":
-        if not config.logdir:
-            raise UserError("--job_name=evaluator needs --logdir: the directory for its results")
-        if not config.eval_interval_frames:
-            raise UserError("--job_name=evaluator needs --eval_interval_frames")
+# Programs that start the processes of a run do not have these: they choose them.
+PER_PROCESS = having(per_process=True)
 
 
 def default_logdir(level_name: str, now: datetime.datetime | None = None) -> str:

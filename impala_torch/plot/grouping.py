@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from impala_torch.flags.config import OUTPUT, PER_PROCESS, Config
+from impala_torch.flags.config import Config, having
 from impala_torch.plot.runs import Run, short_names
 from impala_torch.plot.tables import IMPALA_TORCH
 
@@ -14,17 +14,13 @@ GROUPS = ("setting", "none", "folder")
 _MOST_NAMED = 3  # flags in a label
 
 # Flags that may differ between seeds of one setting: where a run is, and what it leaves.
-_OF_ONE_RUN = (
-    *(field.name for field in dataclasses.fields(Config) if field.metadata["group"] == OUTPUT),
-    *PER_PROCESS,
-    *("seed", "key_file", "learner_timeout"),
-)
+_OF_ONE_RUN = {"seed", *having(affects_learning=False)}
 # The same of TorchBeast and moolib.
 _OF_ONE_OF_THEIRS = (
     *("xpid", "savedir", "disable_checkpoint", "pipes_basename"),
     *("localdir", "local_name", "project", "group", "entity", "connect", "wandb"),
 )
-_SAY_THEMSELVES = ("level_name", "agent_name", "env", "env.name")
+_SAY_THEMSELVES = {*having(says_itself=True), "env", "env.name"}  # the last two are theirs
 
 
 class Group(NamedTuple):

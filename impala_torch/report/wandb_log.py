@@ -16,7 +16,7 @@ import secrets
 from collections.abc import Mapping
 from typing import Any
 
-from impala_torch.flags.config import PER_PROCESS, Config, to_dict
+from impala_torch.flags.config import PER_PROCESS, Config, having, to_dict
 from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 VERSION = "0.30.0"  # as in tests/requirements.txt
 _ID_FILE = "wandb_id.txt"
 # Of the flags, what says nothing of the training but much of the network.
-_KEPT_BACK = {*PER_PROCESS, "key_file"}
+_KEPT_BACK = {*PER_PROCESS, *having(private=True)}
 _TAG_LENGTH = 64  # W&B refuses longer ones
 # What has not been sent by then, is kept in the run's directory for "wandb sync".
 _FINISH_SECS = 120.0

@@ -12,7 +12,8 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.client import EndpointClient, Refused, RunEnded, ask_status
-from impala_torch.flags.config import Config, check
+from impala_torch.flags.checks import check
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.structures import Unroll
 from tests.conftest import random_unroll

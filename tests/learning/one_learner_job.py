@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from impala_torch.agents import weights
-from impala_torch.flags.config import Config, check
+from impala_torch.flags.checks import check
+from impala_torch.flags.config import Config
 from impala_torch.learner import Learner
 from impala_torch.learning import group as groups
 from impala_torch.learning.feed import make_batch

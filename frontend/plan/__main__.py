@@ -5,8 +5,9 @@
 
 takes the flags of the training that is planned, and measures this machine's sampler, actor,
 learner and link with them (about a minute; the machine should be idle). Each learner is meant to
-have a host of its own like this one, and so have the actors. It plans throughput: what larger
-batches do to learning is not in it.
+have a host of its own like this one, and so have the actors. Learners are planned both ways: each
+with --batch_size, so that the total grows with them, and sharing what one learner steps with. It
+plans throughput: what larger batches do to learning is not in it.
 """
 
 import argparse
@@ -128,13 +129,42 @@ def report(measured: Measured, options: Options) -> list[str]:
     network = Network(link_bytes_per_sec=mbit * 1e6 / 8)
     actors = options.actors_per_learner or scaling.actors_fed(costs, network)
     counts = [count for count in _ROWS if count < options.learners] + [options.learners]
-    rows = [scaling.predict(costs, network, count, actors) for count in counts]
     lines = [f"measured on {measured.machine}, {measured.date}:", *_parts(costs), ""]
-    lines += [f"predicted, with links of {mbit:,.0f} Mbit/s, in agent steps per second:"]
-    lines += [*table([*_cells(rows)]), ""]
+    lines += [
+        f"predicted, with links of {mbit:,.0f} Mbit/s and {actors} actor(s) each, in agent steps "
+        "per second (and of n times one learner's):"
+    ]
+    lines += [*table([*_cells(costs, network, counts, actors)]), ""]
+    lines += batches(costs, options.learners)
     lines += [feeds(costs, network, options.actors_per_learner)]
     lines += [pays(costs, network, actors, options.learners)]
+    lines += [pays(costs, network, actors, options.learners, splitting=True)]
     return lines + [f"note: {note}" for note in notes]
+
+
+def batches(costs: Costs, most: int) -> list[str]:
+    """Which of the two predictions the user gets, and how to get the other: a sentence each."""
+    total = costs.step_batch
+    flag = (
+        f"--virtual_batch_size={total}" if costs.batches_per_step > 1 else f"--batch_size={total}"
+    )
+    own = (
+        f"As the flags stand, learners that are added have {flag} each, the columns on the left: n "
+        f"of them step with n x {total} unrolls together, and n times as seldom for each frame."
+    )
+    shares = ((n, scaling.split(costs, n)) for n in range(min(most, total), 1, -1))
+    count, there = next(((n, one) for n, one in shares if one is not None), (1, costs))
+    if count == 1:
+        return [own, f"No other number of learners up to {most} divides a total of {total}."]
+    sizes = f"--batch_size={there.batch_size}"
+    if there.batches_per_step > 1:
+        sizes += f" --virtual_batch_size={there.step_batch}"
+    name = flag.split("=")[0]
+    return [
+        own,
+        f"To keep {total} in all, the columns on the right, and as many updates for each frame, "
+        f"give {name} = {total} / n: {sizes} with {count} learners; n must divide {total}.",
+    ]
 
 
 def feeds(costs: Costs, network: Network, wanted: int = 0) -> str:
@@ -162,31 +192,47 @@ def feeds(costs: Costs, network: Network, wanted: int = 0) -> str:
     return f"{sentence}."
 
 
-def pays(costs: Costs, network: Network, actors: int, most: int) -> str:
-    """Where more learners stop paying, in a sentence."""
-    last = scaling.learners_that_pay(costs, network, actors, most)
-    one = scaling.predict(costs, network, 1, actors).steps_per_sec
-    there = scaling.predict(costs, network, last, actors)
-    gain = f"{there.steps_per_sec:,.0f} steps/s, {there.steps_per_sec / one:.1f} times one"
-    if last == most:
-        return f"Learners pay up to {most} at least: they reach {gain}."
-    next_one = scaling.predict(costs, network, last + 1, actors)
-    averaging = f"averaging is {next_one.allreduce_share:.0%} of an update"
-    why = {
-        scaling.ACTORS: "it brings too few actors",
-        scaling.LEARNER: averaging,
-        scaling.ALLREDUCE: averaging,
-        scaling.LINK: "the learners' links are full",
-        scaling.SHARED: "the limit is what all learners share",
-    }.get(next_one.bound, f"the limit is the {next_one.bound}")
+def pays(costs: Costs, network: Network, actors: int, most: int, *, splitting: bool = False) -> str:
+    """Where more learners stop paying, in a sentence; for ``splitting`` see ``scaling``."""
+    predicted = [*scaling.rates(costs, network, actors, most, splitting=splitting)]
+    last = scaling.learners_that_pay(costs, network, actors, most, splitting=splitting)
+    place = next(place for place, one in enumerate(predicted) if one.learners == last)
+    rate = predicted[place].steps_per_sec
+    gain = f"{rate:,.0f} steps/s, {rate / predicted[0].steps_per_sec:.1f} times one"
+    who = f"At {costs.step_batch} in all, learners pay" if splitting else "Learners pay"
+    if place == len(predicted) - 1:
+        if last == most:
+            return f"{who} up to {last} at least: they reach {gain}."
+        return f"{who} up to {last}, the most that divides {costs.step_batch}: they reach {gain}."
+    after = predicted[place + 1]
+    more = "one more adds" if after.learners == last + 1 else f"each of {after.learners} adds"
     return (
-        f"Learners pay up to {last} ({gain}): one more adds less than a tenth of what the first "
-        f"one makes, because {why}."
+        f"{who} up to {last} ({gain}): {more} less than a tenth of what the first one makes, "
+        f"because {_why(after, splitting=splitting)}."
     )
 
 
+def _why(made: Prediction, *, splitting: bool) -> str:
+    """What keeps a run from being faster."""
+    update = f"averaging is {made.allreduce_share:.0%} of an update"
+    # Batches that stay as large have a fixed part too, but more learners do not make it matter more.
+    if splitting and made.allreduce_secs < made.costs.update_fixed_secs:
+        fixed = made.costs.update_fixed_secs / made.step_secs
+        update = f"{fixed:.0%} of an update is the same for any batch"
+    return {
+        scaling.ACTORS: "it brings too few actors",
+        scaling.LEARNER: update,
+        scaling.ALLREDUCE: update,
+        scaling.LINK: "the learners' links are full",
+        scaling.SHARED: "the limit is what all learners share",
+    }.get(made.bound, f"the limit is the {made.bound}")
+
+
 def _parts(costs: Costs) -> list[str]:
-    update = f"{1000 * costs.update_secs:.1f} ms for {costs.steps_per_update:,} steps"
+    update = (
+        f"{1000 * costs.update_secs:.1f} ms for {costs.steps_per_update:,} steps, "
+        f"{1000 * costs.update_fixed_secs:.1f} of them for any number"
+    )
     alone = costs.steps_per_update / costs.update_secs
     fixed, adding = 1000 * costs.allreduce_fixed_secs, costs.allreduce_bytes_per_sec / 1e9
     gradient = f"{costs.gradient_bytes / 1e6:.1f} MB at {adding:.1f} GB/s"
@@ -209,18 +255,32 @@ def _parts(costs: Costs) -> list[str]:
     return table(rows)
 
 
-def _cells(rows: Sequence[Prediction]) -> Iterator[tuple[str, ...]]:
-    yield ("learners", "actors each", "steps/s", "of n times one", "averaging", "slowest part")
-    one = rows[0].steps_per_sec
-    for row in rows:
-        yield (
-            str(row.learners),
-            str(row.actors),
-            f"{row.steps_per_sec:,.0f}",
-            f"{row.steps_per_sec / one / row.learners:.0%}",
-            f"{row.allreduce_share:.0%}",
-            row.bound,
+def _cells(
+    costs: Costs, network: Network, counts: Sequence[int], actors: int
+) -> Iterator[tuple[str, ...]]:
+    total = costs.step_batch
+    own = (f"{total} each: in all", "steps/s", "averaging", "slowest part")
+    shared = (f"{total} in all: each", "steps/s", "averaging", "slowest part")
+    yield ("learners", *own, *shared)
+    one = scaling.predict(costs, network, 1, actors).steps_per_sec
+
+    def told(made: Prediction) -> tuple[str, ...]:
+        share = made.steps_per_sec / one / made.learners
+        rate = f"{made.steps_per_sec:,.0f} ({share:.0%})"
+        return rate, f"{made.allreduce_share:.0%}", made.bound
+
+    for count in counts:
+        row = (
+            str(count),
+            str(count * total),
+            *told(scaling.predict(costs, network, count, actors)),
         )
+        part = scaling.split(costs, count)
+        if part is None:
+            yield (*row, "-", "-", "-", "-")
+        else:
+            made = scaling.predict(part, network, count, actors)
+            yield (*row, str(part.step_batch), *told(made))
 
 
 def _teller(quiet: bool):

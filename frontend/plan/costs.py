@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 _ALLREDUCE_SECS = 120.0
 # What is taken where no allreduce can be measured: Horovod's cycle, and one core that adds up.
 _FIXED_SECS, _ADDING_BYTES = 2e-3, 2e9
-_MAY_BE_ZERO = ("update_jitter", "overlap_secs", "adding_beside")
+_MAY_BE_ZERO = ("update_fixed_secs", "update_jitter", "overlap_secs", "adding_beside")
 _BUSY = 0.3  # load for each core from which measurements mean little
 _ABOUT = ("link_bytes_per_sec", "machine", "date")  # what a file says besides
 
@@ -83,6 +83,10 @@ def costs_of(values: Mapping[str, Any], where: str) -> Costs:
             checked[field.name] = _number(where, field.name, value, field.type)
     if checked["adding_beside"] > 1:
         raise UserError(f"{where}: 'adding_beside' is a share: it must not be more than 1")
+    if checked["update_fixed_secs"] > checked["update_secs"]:
+        raise UserError(
+            f"{where}: 'update_fixed_secs' is a part of 'update_secs': it must not be more"
+        )
     return Costs(**checked)
 
 

@@ -2,12 +2,15 @@
 
 Every part of a run has a rate that it cannot exceed; the slowest binds. Rates are agent steps per
 second of the whole run. Notation: T = unroll length, B = batch size, E = environments of an actor.
+
+``predict`` gives each of n learners a batch of B; what n learners make of the unrolls that one
+learner steps with is ``predict`` of the costs that ``split`` gives.
 """
 
 import bisect
 import dataclasses
 import statistics
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 # Near a knee two parts of the same rate wait for each other by turns, and the run is slower than
 # either: limits add up as a p-norm of their inverses. The published table of the TensorFlow
@@ -34,6 +37,7 @@ class Costs:
     actor_steps_per_sec: float  # of one actor process, as many beside it as a host has
     actors_per_host: int  # they share a relay: weights reach a host once
     update_secs: float  # of a learner alone for a batch: no averaging, data ready
+    update_fixed_secs: float  # of these, what a smaller batch would not save
     update_jitter: float  # standard deviation of that, as a share of it
     # Of backward, after a gradient is ready (a mean over the gradients' bytes): averaging's wait
     # for the link costs no time in it, and of adding up as large a share as ``adding_beside``: 1 on
@@ -53,6 +57,17 @@ class Costs:
         """Agent steps in a batch of one learner."""
         return self.batch_size * self.unroll_length
 
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose gradients are added up before one learner steps."""
+        # A batch is used again or shares a step, never both: the flags refuse that.
+        return max(1, round(1 / self.averagings_per_update))
+
+    @property
+    def step_batch(self) -> int:
+        """Unrolls of one learner's optimizer step: --virtual_batch_size, or B."""
+        return self.batch_size * self.batches_per_step
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -69,6 +84,7 @@ class Network:
 class Prediction:
     """A run of ``learners`` with ``actors`` each."""
 
+    costs: Costs  # of each learner
     learners: int
     actors: int
     steps_per_sec: float  # agent steps of the whole run
@@ -131,7 +147,35 @@ def predict(costs: Costs, network: Network, learners: int, actors: int) -> Predi
     if bound == LEARNER and averaging > costs.update_secs:
         bound = ALLREDUCE
     return Prediction(
-        learners, actors, together(limits.values()), bound, limits, averaging, step_secs
+        costs, learners, actors, together(limits.values()), bound, limits, averaging, step_secs
+    )
+
+
+def split(costs: Costs, learners: int) -> Costs | None:
+    """Costs of one of n learners that step together with the unrolls that one steps with alone.
+
+    Returns:
+      None where n does not divide them: no --batch_size makes the total what it was.
+    """
+    share, left = divmod(costs.step_batch, learners)
+    if left:
+        return None
+    # Fewer batches of B a step before smaller ones: each batch has the fixed part.
+    passes = next(k for k in range(-(-share // costs.batch_size), share + 1) if not share % k)
+    batch = share // passes
+    variable = costs.update_secs - costs.update_fixed_secs
+    update = costs.update_fixed_secs + variable * batch / costs.batch_size
+    return dataclasses.replace(
+        costs,
+        batch_size=batch,
+        update_secs=update,
+        # Jitter stays the share that it is: what disturbs an update (other processes, clocks) does
+        # so for as long as it takes. Were it a sum of independent delays, a smaller batch's share
+        # would be larger, by the root at most.
+        # A stretch of backward, which like the whole has a part for each layer and one for each
+        # unroll: it shrinks as the update does.
+        overlap_secs=costs.overlap_secs * update / costs.update_secs,
+        averagings_per_update=costs.averagings_per_update * costs.batches_per_step / passes,
     )
 
 
@@ -153,17 +197,40 @@ def actors_fed(costs: Costs, network: Network, learners: int = 1) -> int:
     return bisect.bisect_left(range(1, _MOST_ACTORS), True, key=enough) + 1
 
 
-def learners_that_pay(costs: Costs, network: Network, actors: int, most: int = 64) -> int:
+def learners_that_pay(
+    costs: Costs, network: Network, actors: int, most: int = 64, *, splitting: bool = False
+) -> int:
     """The number of learners beyond which none more adds ``WORTH`` of the first's rate.
 
     The second one may add little and later ones more: averaging begins with it.
 
+    Args:
+      costs, network, actors: as for ``predict``.
+      most: learners at most.
+      splitting: they share the unrolls that one steps with, instead of having as many each; only
+        numbers that divide these count, and a step between two of them adds for each learner of it.
+
     Returns:
-      1 to ``most``; ``most`` where all of them pay.
+      1 to ``most``; the largest number that counts where all of them pay.
     """
-    rates = [predict(costs, network, n, actors).steps_per_sec for n in range(1, most + 1)]
-    paying = (n for n in range(most, 1, -1) if rates[n - 1] - rates[n - 2] >= WORTH * rates[0])
-    return next(paying, 1)
+    one, *others = rates(costs, network, actors, most, splitting=splitting)
+    last, before = 1, one
+    for after in others:
+        gain = (after.steps_per_sec - before.steps_per_sec) / (after.learners - before.learners)
+        if gain >= WORTH * one.steps_per_sec:
+            last = after.learners
+        before = after
+    return last
+
+
+def rates(
+    costs: Costs, network: Network, actors: int, most: int, *, splitting: bool
+) -> Iterator[Prediction]:
+    """Predictions for 1 to ``most`` learners, those that can be; see ``learners_that_pay``."""
+    for learners in range(1, most + 1):
+        own = split(costs, learners) if splitting else costs
+        if own is not None:
+            yield predict(own, network, learners, actors)
 
 
 def _link_bytes(costs: Costs, learners: int, actors: int) -> float:

@@ -41,6 +41,7 @@ from impala_torch.structures import empty_unroll
 
 _WARM_UPDATES = 3
 _FEWEST_UPDATES = 10  # fewer say little of how much updates differ
+_SMALLER = 4  # a batch so many times smaller tells what of an update is fixed
 _BATCH_SECS = 60.0
 _START_SECS = 120.0  # that actors may take to start beside each other
 _QUARTILES = 1.349  # standard deviations between the quartiles of normal values
@@ -59,9 +60,9 @@ def measure(config: Config) -> dict[str, Any]:
     sampler = sample.measure(config).steps_per_sec / count
     _tell(f"{count} actor(s)", config)
     actor, step_bytes = _actors(config, count)
+    _tell("a learner's updates, of two batch sizes", config)
+    learner = _learner(config)
     buffers = record(config)
-    _tell("a learner's updates", config)
-    learner = _learner(config, buffers)
     _tell("an endpoint's decoding", config)
     return {
         "level_name": config.level_name,
@@ -161,18 +162,15 @@ def ready_learner(
             learner.close()
 
 
-def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
+def _learner(config: Config) -> dict[str, float]:
+    part = max(1, config.batch_size // _SMALLER)
+    # A message is decoded within one update: of more unrolls than the smaller batch has, it would
+    # count in every update of one batch and in a few of the other.
+    config = config.replace(num_envs=min(config.num_envs, part))
+    buffers = record(config)
     with ready_learner(config, Group(), buffers) as (learner, update):
-        for _ in range(_WARM_UPDATES):
-            update()
-        secs: list[float] = []
-        begun = time.perf_counter()
-        while len(secs) < _FEWEST_UPDATES or time.perf_counter() - begun < config.sample_secs:
-            started = time.perf_counter()
-            update()
-            secs.append(time.perf_counter() - started)
-        quarters = statistics.quantiles(secs, n=4)
-        return {
+        quarters = _quarters(update, config.sample_secs)
+        found = {
             "update_secs": quarters[1],
             "update_jitter": (quarters[2] - quarters[0]) / _QUARTILES / quarters[1],
             "overlap_secs": overlap_secs(learner),
@@ -181,6 +179,42 @@ def _learner(config: Config, buffers: list[bytes]) -> dict[str, float]:
             "gradient_bytes": sum(parameter.nbytes for parameter in learner.parameters),
             "weights_bytes": weights.pack(learner.agent, config.weights_precision).nbytes,
         }
+    part_secs = quarters[1]
+    if part < config.batch_size:
+        virtual = part * config.batches_per_step if config.virtual_batch_size else 0
+        smaller = config.replace(batch_size=part, virtual_batch_size=virtual)
+        # After the other is gone: where one batch fills a GPU, two learners have no room.
+        with ready_learner(smaller, Group(), buffers) as (_, update):
+            part_secs = _quarters(update, config.sample_secs)[1]
+    fixed = fixed_secs(config.batch_size, quarters[1], part, part_secs)
+    return found | {"update_fixed_secs": fixed}
+
+
+def _quarters(update: Callable[[], None], sample_secs: float) -> list[float]:
+    """Quartiles of the seconds that an update takes."""
+    for _ in range(_WARM_UPDATES):
+        update()
+    secs: list[float] = []
+    begun = time.perf_counter()
+    while len(secs) < _FEWEST_UPDATES or time.perf_counter() - begun < sample_secs:
+        started = time.perf_counter()
+        update()
+        secs.append(time.perf_counter() - started)
+    return statistics.quantiles(secs, n=4)
+
+
+def fixed_secs(batch: int, secs: float, part: int, part_secs: float) -> float:
+    """Of the seconds of an update, those that do not depend on its batch: a line through two.
+
+    Args:
+      batch, secs: unrolls and seconds of an update.
+      part, part_secs: the same of a smaller one; all is fixed where there is none smaller.
+    """
+    if part == batch:
+        return secs
+    fixed = (part_secs * batch - secs * part) / (batch - part)
+    # Noise, caches that only small batches fit: no part is negative or larger than the whole.
+    return min(max(0.0, fixed), secs)
 
 
 def overlap_secs(learner: Learner) -> float:

@@ -41,6 +41,7 @@ def costs(actor_rate: float, learner_rate: float) -> Costs:
         actor_steps_per_sec=actor_rate,
         actors_per_host=1 << 20,  # what weights cost it is not known: nothing
         update_secs=BATCH * LENGTH / learner_rate,
+        update_fixed_secs=0.0,  # its batch is always the same
         update_jitter=0.0,
         overlap_secs=0.0,
         adding_beside=0.0,

@@ -35,6 +35,7 @@ COSTS = Costs(
     actor_steps_per_sec=2000.0,
     actors_per_host=2,
     update_secs=0.08,
+    update_fixed_secs=0.008,
     update_jitter=0.05,
     overlap_secs=0.0,
     adding_beside=0.0,
@@ -52,8 +53,19 @@ def positive(low: float, high: float):
     return st.floats(low, high, allow_nan=False)
 
 
+def possible(averagings: float, fixed_share: float, overlap_share: float, **fields) -> Costs:
+    """Costs whose parts of an update are none larger than it."""
+    backward = fields["update_secs"] / max(1, averagings)  # of one of the passes over a batch
+    return Costs(
+        averagings_per_update=averagings,
+        update_fixed_secs=fixed_share * fields["update_secs"],
+        overlap_secs=overlap_share * backward,
+        **fields,
+    )
+
+
 any_costs = st.builds(
-    Costs,
+    possible,
     level_name=st.just("level"),
     agent_name=st.just("agent"),
     batch_size=st.integers(1, 512),
@@ -64,9 +76,11 @@ any_costs = st.builds(
     actors_per_host=st.integers(1, 64),
     update_secs=positive(1e-4, 10),
     update_jitter=positive(0, 0.5),
-    overlap_secs=positive(0, 0.1),
+    fixed_share=positive(0, 1),
+    overlap_share=positive(0, 1),
     adding_beside=positive(0, 1),
-    averagings_per_update=positive(0.1, 4),
+    # Batches used again, or as many of them to a step.
+    averagings=st.integers(1, 4).map(float) | st.integers(1, 8).map(lambda passes: 1 / passes),
     gradient_bytes=st.integers(1, 10**9),
     weights_bytes=st.integers(1, 10**9),
     bytes_per_step=positive(1, 1e5),
@@ -158,6 +172,78 @@ def test_learners_pay_up_to_where_the_next_one_adds_little(costs, network, actor
     assert last == 1 or gains[last - 2] >= scaling.WORTH
 
 
+def split(costs: Costs, learners: int) -> Costs:
+    shared = scaling.split(costs, learners)
+    assert shared is not None
+    return shared
+
+
+@given(any_costs, any_network, actor_counts)
+def test_of_one_learner_both_predictions_are_the_same(costs, network, actors):
+    alone = scaling.predict(costs, network, 1, actors)
+    shared = scaling.predict(split(costs, 1), network, 1, actors)
+    assert shared.costs.batch_size == costs.batch_size
+    assert shared.steps_per_sec == pytest.approx(alone.steps_per_sec)
+    assert shared.limits == pytest.approx(alone.limits)
+
+
+@given(any_costs, learner_counts)
+def test_learners_that_share_a_step_make_its_total_and_no_other(costs, learners):
+    shared = scaling.split(costs, learners)
+    assert (shared is None) == (costs.step_batch % learners > 0)
+    if shared is not None:
+        assert learners * shared.step_batch == costs.step_batch
+        assert 1 <= shared.batch_size <= costs.batch_size  # what a learner's memory holds
+        # As many averagings a step, whatever the number of batches that it is of.
+        assert shared.averagings_per_update * shared.batches_per_step == pytest.approx(
+            costs.averagings_per_update * costs.batches_per_step
+        )
+        assert shared.update_fixed_secs <= shared.update_secs * (1 + 1e-9)
+        assert shared.overlap_secs <= costs.overlap_secs * (1 + 1e-9)
+
+
+@given(any_costs, any_network, st.data(), actor_counts)
+def test_a_shared_batch_is_never_faster_than_one_each(costs, network, data, actors):
+    dividing = [n for n in range(1, 65) if costs.step_batch % n == 0]
+    learners = data.draw(st.sampled_from(dividing))
+    each = scaling.predict(costs, network, learners, actors)
+    shared = scaling.predict(split(costs, learners), network, learners, actors)
+    assert shared.steps_per_sec <= each.steps_per_sec * (1 + 1e-9)
+    assert shared.limits[LEARNER] <= each.limits[LEARNER] * (1 + 1e-9)
+
+
+@given(any_costs, any_network, st.data(), positive(0, 1))
+def test_the_more_of_an_update_is_fixed_the_slower_a_shared_batch(costs, network, data, share):
+    dividing = [n for n in range(1, 65) if costs.step_batch % n == 0]
+    learners = data.draw(st.sampled_from(dividing))
+    less = dataclasses.replace(costs, update_fixed_secs=share * costs.update_fixed_secs)
+    rates = [
+        scaling.predict(split(one, learners), network, learners, 9).limits[LEARNER]
+        for one in (less, costs)
+    ]
+    assert rates[1] <= rates[0] * (1 + 1e-9)
+    # With a batch each it does not matter.
+    assert scaling.predict(less, network, learners, 9).steps_per_sec == pytest.approx(
+        scaling.predict(costs, network, learners, 9).steps_per_sec
+    )
+
+
+@given(any_costs, any_network, actor_counts)
+@settings(max_examples=30)
+def test_shared_batches_pay_up_to_where_the_next_divisor_adds_little(costs, network, actors):
+    last = scaling.learners_that_pay(costs, network, actors, most=32, splitting=True)
+    predicted = [*scaling.rates(costs, network, actors, 32, splitting=True)]
+    worth = scaling.WORTH * predicted[0].steps_per_sec
+    pairs = list(itertools.pairwise(predicted))
+    paying = {
+        two.learners: (two.steps_per_sec - one.steps_per_sec) / (two.learners - one.learners)
+        for one, two in pairs
+    }
+    assert costs.step_batch % last == 0
+    assert all(gain < worth for n, gain in paying.items() if n > last)
+    assert last == 1 or paying[last] >= worth
+
+
 # --- hand calculations --------------------------------------------------------------------------
 
 
@@ -243,6 +329,83 @@ def test_averaging_overlaps_with_what_is_left_of_backward(agent_name):
         update()  # nothing is left behind that an update trips over
 
 
+def test_four_learners_of_a_quarter_by_hand():
+    # 8 ms are fixed, 72 ms are of 32 unrolls: 8 unrolls take 8 + 18 ms, and are averaged as often.
+    costs = dataclasses.replace(COSTS, overlap_secs=0.016)
+    shared = split(costs, 4)
+    assert (shared.batch_size, shared.averagings_per_update) == (8, 1)
+    assert shared.update_secs == pytest.approx(0.026)
+    assert shared.overlap_secs == pytest.approx(0.016 * 26 / 80)
+    network = Network(link_bytes_per_sec=125e6)
+    made = scaling.predict(shared, network, 4, 40)
+    averaging = scaling.allreduce_secs(shared, network, 4)
+    update = 0.026 * (1 + 0.05 * scaling.slowest(4))
+    assert made.limits[LEARNER] == pytest.approx(4 * 8 * 20 / (update + averaging))
+    assert scaling.split(COSTS, 3) is None
+    assert scaling.split(COSTS, 64) is None
+
+
+@pytest.mark.parametrize(
+    ("learners", "batch", "passes", "averagings"),
+    [(1, 8, 4, 1 / 4), (2, 8, 2, 1 / 2), (4, 8, 1, 1), (8, 4, 1, 1), (32, 1, 1, 1)],
+)
+def test_a_virtual_batch_is_shared_before_a_batch_gets_smaller(learners, batch, passes, averagings):
+    # --batch_size=8 --virtual_batch_size=32
+    costs = dataclasses.replace(COSTS, batch_size=8, averagings_per_update=0.25)
+    shared = split(costs, learners)
+    assert (shared.batch_size, shared.batches_per_step) == (batch, passes)
+    assert shared.averagings_per_update == averagings
+
+
+def test_a_batch_that_is_used_again_is_averaged_as_often_when_it_is_shared():
+    reused = dataclasses.replace(COSTS, averagings_per_update=3.0)
+    assert reused.step_batch == 32
+    assert split(reused, 2).averagings_per_update == 3
+
+
+def test_parts_of_a_virtual_batch_are_of_one_size():
+    # 9 unrolls, 4 at most at once: three batches of 3, since --virtual_batch_size is a multiple.
+    costs = dataclasses.replace(COSTS, batch_size=3, averagings_per_update=1 / 6)
+    assert (split(costs, 2).batch_size, split(costs, 2).batches_per_step) == (3, 3)
+    shared = split(dataclasses.replace(COSTS, batch_size=4, averagings_per_update=1 / 3), 2)
+    assert (shared.batch_size, shared.batches_per_step) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "secs", "part", "part_secs", "fixed"),
+    [
+        (32, 0.080, 8, 0.026, 0.008),
+        (32, 0.080, 8, 0.010, 0.0),  # faster than in proportion: nothing is fixed
+        (32, 0.080, 8, 0.090, 0.080),  # slower than the whole: all is
+        (1, 0.080, 1, 0.080, 0.080),
+    ],
+)
+def test_what_is_fixed_is_where_a_line_through_two_batches_begins(
+    batch, secs, part, part_secs, fixed
+):
+    assert measure.fixed_secs(batch, secs, part, part_secs) == pytest.approx(fixed)
+
+
+@pytest.mark.parametrize(
+    ("flags", "averagings"),
+    [({"batch_size": 1}, 1), ({"batch_size": 4, "virtual_batch_size": 8}, 0.5)],
+)
+def test_a_learner_is_measured_with_two_batches(flags, averagings):
+    config = Config(
+        level_name="CartPole-v1",
+        agent_name="MLPAgent",
+        unroll_length=4,
+        num_envs=3,
+        sample_secs=0.1,
+        **flags,
+    )
+    found = measure._learner(config)
+    assert 0 <= found["update_fixed_secs"] <= found["update_secs"]
+    assert found["averagings_per_update"] == averagings
+    if config.batch_size == 1:  # there is none smaller
+        assert found["update_fixed_secs"] == found["update_secs"]
+
+
 def test_batches_that_share_a_step_share_its_averaging():
     shared = dataclasses.replace(COSTS, averagings_per_update=0.25)
     network = Network(link_bytes_per_sec=125e6)
@@ -305,14 +468,54 @@ def test_a_plan_from_costs_measured_elsewhere(run_python, costs_file):
     done = run_python("-m", "frontend.plan", f"--costs={costs_file}", "--learners=16")
     assert done.returncode == 0, done.stderr
     assert "8 cores, some, 2026-11-21" in done.stdout
-    assert "with links of 10,000 Mbit/s" in done.stdout  # that machine's own
+    # That machine's own link.
+    assert "with links of 10,000 Mbit/s and 4 actor(s) each" in done.stdout
     assert "A learner can feed on 4 actor(s) of 16 environments: 2 host(s)" in done.stdout
-    assert "Learners pay up to 16 at least" in done.stdout
+    assert "\nLearners pay up to 16 at least" in done.stdout
+    assert "\nAt 32 in all, learners pay up to 8 (" in done.stdout
     rows = cells(done.stdout)
     assert list(rows) == [1, 2, 3, 4, 6, 8, 12, 16]
     for count, row in rows.items():
         made = scaling.predict(COSTS, Network(1.25e9), count, 4)
-        assert row[1:3] == ["4", f"{made.steps_per_sec:,.0f}"]
+        assert row[1:3] == [str(32 * count), f"{made.steps_per_sec:,.0f}"]
+        shared = scaling.split(COSTS, count)
+        if shared is None:
+            assert row[-4:] == ["-"] * 4
+        else:
+            made = scaling.predict(shared, Network(1.25e9), count, 4)
+            assert row[6:8] == [str(32 // count), f"{made.steps_per_sec:,.0f}"]
+    assert rows[1][1:6] == rows[1][6:]
+
+
+def test_it_is_said_which_of_both_the_user_gets_and_how_to_get_the_other():
+    own, other = plan.batches(COSTS, 48)
+    assert "added have --batch_size=32 each" in own
+    assert "n of them step with n x 32 unrolls together, and n times as seldom" in own
+    assert "give --batch_size = 32 / n: --batch_size=1 with 32 learners" in other
+    virtual = dataclasses.replace(COSTS, batch_size=8, averagings_per_update=0.25)
+    own, other = plan.batches(virtual, 3)
+    assert "added have --virtual_batch_size=32 each" in own
+    assert "--batch_size=8 --virtual_batch_size=16 with 2 learners" in other
+    _, other = plan.batches(virtual, 4)
+    assert "32 / n: --batch_size=8 --virtual_batch_size=8 with 4 learners" in other
+    none = dataclasses.replace(COSTS, batch_size=7)
+    assert plan.batches(none, 6)[1] == "No other number of learners up to 6 divides a total of 7."
+    assert len(plan.batches(none, 7)) == 2
+
+
+def test_a_shared_batch_stops_paying_where_its_fixed_part_is_what_is_left():
+    fixed = dataclasses.replace(COSTS, update_fixed_secs=0.06)
+    words = plan.pays(fixed, Network(1.25e9), actors=40, most=64, splitting=True)
+    assert words.startswith("At 32 in all, learners pay up to 2 (")
+    assert "each of 4 adds less than a tenth of what the first one makes, because " in words
+    assert words.endswith("of an update is the same for any batch.")
+    assert "pay up to 64 at least" in plan.pays(fixed, Network(1.25e9), actors=40, most=64)
+
+
+def test_a_shared_batch_without_a_fixed_part_pays_to_the_last_divisor():
+    free = dataclasses.replace(COSTS, update_fixed_secs=0.0, allreduce_fixed_secs=1e-9)
+    words = plan.pays(free, FREE, actors=999, most=64, splitting=True)
+    assert words.startswith("At 32 in all, learners pay up to 32, the most that divides 32: ")
 
 
 def test_a_slow_link_is_said_to_be_the_limit(costs_file, capsys):
@@ -353,6 +556,8 @@ def test_costs_are_read_as_they_were_written(costs_file):
         ({"bytes_per_step": math.nan}, "'bytes_per_step' must be a number"),
         ({"batch_size": 2.5}, "'batch_size' must be a whole number"),
         ({"update_jitter": -1}, "'update_jitter' must be a number of 0 or more"),
+        ({"update_fixed_secs": -1}, "'update_fixed_secs' must be a number of 0 or more"),
+        ({"update_fixed_secs": 1}, "'update_fixed_secs' is a part of 'update_secs'"),
         ({"adding_beside": 1.5}, "'adding_beside' is a share: it must not be more than 1"),
         ({"link_bytes_per_sec": -1}, "'link_bytes_per_sec' must be a number"),
         ({"gpu": 1}, "unknown field 'gpu'"),
@@ -367,11 +572,12 @@ def test_costs_that_cannot_be_are_named(costs_file, changes, words):
     assert words in str(caught.value)
 
 
-def test_a_field_that_is_missing_is_named(costs_file):
+@pytest.mark.parametrize("name", ["actors_per_host", "update_fixed_secs"])
+def test_a_field_that_is_missing_is_named(costs_file, name):
     values = json.loads(costs_file.read_text())
-    del values["actors_per_host"]
+    del values[name]
     costs_file.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="lacks the field 'actors_per_host'"):
+    with pytest.raises(UserError, match=f"lacks the field '{name}'"):
         costs_lib.load(str(costs_file))
 
 
@@ -444,7 +650,9 @@ def test_a_plan_of_this_machine(run_python, tmp_path):
     network = Network(1e9 / 8)
     fed = scaling.actors_fed(costs, network)
     made = scaling.predict(costs, network, 64, fed).steps_per_sec
-    assert cells(done.stdout)[64][1:3] == [str(fed), f"{made:,.0f}"]
+    assert f"and {fed} actor(s) each" in done.stdout
+    assert cells(done.stdout)[64][1:3] == ["256", f"{made:,.0f}"]
+    assert 0 <= costs.update_fixed_secs <= costs.update_secs
 
 
 @pytest.mark.slow

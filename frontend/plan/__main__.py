@@ -157,7 +157,7 @@ def batches(costs: Costs, most: int) -> list[str]:
     if count == 1:
         return [own, f"No other number of learners up to {most} divides a total of {total}."]
     sizes = f"--batch_size={there.batch_size}"
-    if there.batches_per_step > 1:
+    if costs.batches_per_step > 1:
         sizes += f" --virtual_batch_size={there.step_batch}"
     name = flag.split("=")[0]
     return [
@@ -215,7 +215,7 @@ def pays(costs: Costs, network: Network, actors: int, most: int, *, splitting: b
 def _why(made: Prediction, *, splitting: bool) -> str:
     """What keeps a run from being faster."""
     update = f"averaging is {made.allreduce_share:.0%} of an update"
-    # Batches that stay as large have a fixed part too, but more learners do not make it matter more.
+    # Batches that stay as large have a fixed part too, but more learners leave its share as it is.
     if splitting and made.allreduce_secs < made.costs.update_fixed_secs:
         fixed = made.costs.update_fixed_secs / made.step_secs
         update = f"{fixed:.0%} of an update is the same for any batch"

@@ -160,6 +160,8 @@ def split(costs: Costs, learners: int) -> Costs | None:
     share, left = divmod(costs.step_batch, learners)
     if left:
         return None
+    if learners == 1:
+        return costs
     # Fewer batches of B a step before smaller ones: each batch has the fixed part.
     passes = next(k for k in range(-(-share // costs.batch_size), share + 1) if not share % k)
     batch = share // passes

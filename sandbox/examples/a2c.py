@@ -212,7 +212,8 @@ def train(
     )
     with torch.no_grad():
         learners.broadcast(agent.state_dict().values())  # rank 0's weights are everyone's
-    optimizer = learners.distributed(optimizer, agent.named_parameters())
+    # The loss is a sum over this learner's rollout, and so over all learners'.
+    optimizer = learners.distributed(optimizer, agent.named_parameters(), reduction=group.SUM)
 
     actor = Actor(agent, environment)
     recent: collections.deque[float] = collections.deque(maxlen=RECENT)

@@ -48,8 +48,8 @@ class Stock(NamedTuple):
     waiting: int  # compressed: it can be given away
     coming: int  # on their way from other learners
     reserved: int  # of actors that may send now
-    wanted: int  # of a message that is larger than the queue and waits for credit; 0 = none
-    overdraft: int  # of a message for which the learners agreed to let it in all the same
+    wanted: int  # of a message that waits for credit, since it is larger than the room; 0 = none
+    overdraft: int  # of a message that the learners agreed to let in all the same
 
 
 class QueueClosed(Exception):
@@ -81,7 +81,8 @@ class BatchQueue:
         Args:
           spec: what unrolls look like.
           batch_size: B.
-          capacity: batches that may wait; a single message larger than this is let in alone.
+          capacity: batches that may wait; a single message larger than the room is let in where
+            not even a batch is here.
           make_batch: makes the buffers of a batch; called here, a fixed number of times.
           max_policy_lag: unrolls older than this many updates when they would be learned from
             are dropped; 0 = none.
@@ -122,7 +123,7 @@ class BatchQueue:
         """Sets room aside for a message of ``unrolls``; False if there is none now."""
         with self._changed:
             if not self._may_come(unrolls):
-                self.wanted = unrolls if self._shared and unrolls > self.capacity else 0
+                self.wanted = unrolls if self._shared else 0
                 return False
             self.wanted = 0
             self._reserved += unrolls
@@ -131,13 +132,15 @@ class BatchQueue:
     def _may_come(self, unrolls: int) -> bool:
         if unrolls <= self.capacity - self._held - self._reserved:
             return True
-        if self._shared and unrolls > self.capacity:
-            # Each learner for itself would let one in, which is more than one learner would.
+        # A message larger than the room must get in some time, or its actor starves and the
+        # learner with it.
+        if self._shared:
+            # Whether that is now, the learners decide together: what is here may not be enough for
+            # all of them, and each for itself would let one in, where one learner would let in one.
             lent = self._overdraft >= unrolls
             self._overdraft = 0
             return lent
-        # A message larger than the whole queue must get in some time, or its actor starves
-        # and the learner with it: let it in alone, when not even a batch is here.
+        # Alone, when not even a batch is here.
         return self._reserved == 0 and self._held < self._batch_size
 
     def release(self, unrolls: int) -> None:
@@ -232,7 +235,7 @@ class BatchQueue:
             self._changed.notify_all()
 
     def lend(self, unrolls: int) -> None:
-        """Lets a message of ``unrolls`` in, though it is larger than the queue."""
+        """Lets a message of ``unrolls`` in, though it is larger than the room."""
         with self._changed:
             self._overdraft = unrolls
         self.on_room()

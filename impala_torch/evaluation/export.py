@@ -39,7 +39,7 @@ def export(logdir: pathlib.Path, out: pathlib.Path) -> int:
     if state is None:
         raise UserError(f"{logdir} holds no checkpoint")
     kept = {name: state[name] for name in _KEPT}
-    kept["config"] = {name: state["config"][name] for name in _FLAGS}
+    kept["config"] = {name: state["config"][name] for name in _FLAGS if name in state["config"]}
     buffer = io.BytesIO()
     torch.save(kept, buffer)
     try:

@@ -53,7 +53,7 @@ def plan(stocks: Sequence[Stock], batch_size: int, capacity: int, turn: int = 0)
       stocks: of each rank.
       batch_size: B.
       capacity: unrolls that each rank's queue holds.
-      turn: the rank that is first in line to let in a message larger than its queue.
+      turn: the rank that is first in line to let in a message larger than its room.
     """
     told = np.array(stocks)
     in_hand, taken, waiting, coming = told[:, :4].T
@@ -81,10 +81,11 @@ def _moves(missing: np.ndarray, spare: np.ndarray) -> list[Move]:
 def _overdrafts(
     stocks: Sequence[Stock], batch_size: int, capacity: int, turn: int
 ) -> tuple[list[int], int]:
-    """Whose message, larger than its queue, may come: as many as one learner of all would let in.
+    """Whose message, larger than its room, may come: as many as one learner of all would let in.
 
-    One learner has room for ``capacity`` of all, and lets a larger message in while it has less
-    than a batch.
+    One learner has room for all their ``capacity``, and lets a larger message in while it has less
+    than a batch. So does the group: a message that would fit into a queue's room comes where all
+    together have less than they learn from, one that fits into none where one learner had room.
     """
     size = len(stocks)
     overdrafts = [one.overdraft for one in stocks]
@@ -94,7 +95,8 @@ def _overdrafts(
     held += sum(overdrafts)
     for rank in [*range(turn, size), *range(turn)]:
         wanted = stocks[rank].wanted
-        if wanted and not overdrafts[rank] and held + wanted <= bound:
+        room = held + wanted <= bound if wanted > capacity else held < size * batch_size
+        if wanted and not overdrafts[rank] and room:
             overdrafts[rank] = wanted
             held += wanted
             turn = (rank + 1) % size

@@ -190,7 +190,7 @@ def train(
 
     Args:
       learners: what ``group.join()`` returned: of one without mpirun. Each learner has
-        environments of its own; gradients are averaged, so that all keep the same weights.
+        environments of its own; gradients are added up, so that all keep the same weights.
       say: is told of the progress; rank 0's only.
 
     Raises:

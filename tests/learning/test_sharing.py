@@ -61,7 +61,7 @@ stocks_of = st.lists(
         amounts,
         amounts,
         amounts,
-        st.sampled_from([0, 9, 16]),
+        st.sampled_from([0, 1, 6, 9, 16]),
         st.just(0),
     ),
     min_size=1,
@@ -90,7 +90,7 @@ def test_nobody_waits_for_what_another_could_give(stocks):
 
 
 @hypothesis.given(stocks_of, st.integers(0, 5))
-def test_messages_larger_than_a_queue_come_as_one_learner_would_let_them(stocks, turn):
+def test_messages_larger_than_the_room_come_as_one_learner_would_let_them(stocks, turn):
     turn %= len(stocks)
     todo = plan(stocks, B, CAPACITY, turn)
     held = sum(one.taken + one.waiting + one.coming + one.reserved for one in stocks)
@@ -102,6 +102,14 @@ def test_messages_larger_than_a_queue_come_as_one_learner_would_let_them(stocks,
     wants = any(one.wanted for one in stocks)
     if wants and held < len(stocks) * B:
         assert lent  # one learner would let it in, and this run must not starve
+
+
+def test_a_learner_with_more_than_a_batch_gets_more_where_all_together_have_too_little():
+    # Its room is too small for another message, and it cannot give what nobody could use.
+    stocks = [stock(waiting=B, taken=1, wanted=CAPACITY), stock(taken=1)]
+    assert plan(stocks, B, CAPACITY).overdrafts == [CAPACITY, 0]
+    enough = [stock(waiting=2 * B, wanted=CAPACITY), stock()]
+    assert plan(enough, B, CAPACITY).overdrafts == [0, 0]
 
 
 def test_turns_go_round():

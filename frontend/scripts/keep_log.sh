@@ -10,6 +10,9 @@
 # the file be replaced by a newer one meanwhile.
 {
   . "$(dirname "${BASH_SOURCE[0]}")/log.sh"
+  # Ctrl-C is for the command. Without a trap bash dies of one that comes before it waits for the
+  # command; an ignored signal would be ignored by the command too, a trapped one is not.
+  trap : INT
   logged "${@:2}"
   exit
 }

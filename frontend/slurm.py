@@ -192,7 +192,7 @@ def srun_learners(
     options = [f"--nodes={here}", f"--ntasks={count}", f"--nodelist={','.join(nodes)}"]
     # Rank i on the i-th node of the list, whatever Slurm's own order of nodes.
     options += ["--distribution=arbitrary", "--mpi=pmix"]
-    words = [word for program in programs for word in (":", *program)][1:]
+    words = [word for program in programs for word in ("::", *program)][1:]
     return [*srun, *options, "bash", str(scripts.HERE / "by_rank.sh"), *words]
 
 

@@ -383,13 +383,13 @@ def test_ctrl_c_in_a_window_ends_its_command_and_tells_the_code(session, home):
 
 def test_each_rank_runs_its_program(call):
     say = 'echo "$OMPI_COMM_WORLD_SIZE: $0 $*"; exit 4'
-    programs = [["bash", "-c", say, f"rank {n}", "a  b", "'\"$x"] for n in range(3)]
-    words = [word for program in programs for word in (":", *program)][1:]
+    programs = [["bash", "-c", say, f"rank {n}", "a  b", "'\"$x :"] for n in range(3)]
+    words = [word for program in programs for word in ("::", *program)][1:]
     for rank in range(3):
         slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "3"}
         done = call(argv_of("by_rank.sh", *words), env=slurm)
         assert done.returncode == 4
-        assert done.stdout == f"3: rank {rank} a  b '\"$x\n"
+        assert done.stdout == f"3: rank {rank} a  b '\"$x :\n"
     for rank in ("3", "7"):
         done = call(argv_of("by_rank.sh", *words), env={"SLURM_PROCID": rank, "SLURM_NTASKS": "8"})
         assert (done.returncode, done.stdout) == (2, "")

@@ -178,7 +178,8 @@ def test_the_command_of_learners():
     assert {"--mpi=pmix", "--nodelist=n2,n2,n1", "--ntasks=3", "--nodes=2"} < set(argv)
     assert {"--distribution=arbitrary", "--cpus-per-task=3"} < set(argv)
     script = str(ROOT / "frontend" / "scripts" / "by_rank.sh")
-    assert argv[-9:] == ["bash", script, "a", "0 0", ":", "b", "'", ":", "c"]
+    assert argv[-9:] == ["bash", script, "a", "0 0", "::", "b", "'", "::", "c"]
+    assert ":" not in argv  # srun would take what follows for another job's
 
 
 # --- a real one ---

@@ -57,6 +57,7 @@ def test_documents_name_only_flags_and_files_that_exist(path):
         "quick",
         "simulate",
         "only",
+        "write",
     }
     text = path.read_text()
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]*)", text):

@@ -94,8 +94,10 @@ class BatchQueue:
         self._max_policy_lag = max_policy_lag
         self._shared = shared
         self._codec = UnrollCodec(spec)
-        # Guards all below; told of every change that somebody may wait for.
-        self._changed = threading.Condition()
+        # Guards all below. Two conditions, since who wakes for nothing takes time from who works.
+        self._lock = threading.Lock()
+        self._may_work = threading.Condition(self._lock)  # the assembling thread waits for it
+        self._is_ready = threading.Condition(self._lock)  # the learner does
         self._waiting: collections.deque[Waiting] = collections.deque()
         self._partials: collections.deque[_Partial] = collections.deque()  # the first is filled
         self._ready: collections.deque[Batch] = collections.deque()
@@ -121,7 +123,7 @@ class BatchQueue:
 
     def reserve(self, unrolls: int) -> bool:
         """Sets room aside for a message of ``unrolls``; False if there is none now."""
-        with self._changed:
+        with self._lock:
             if not self._may_come(unrolls):
                 self.wanted = unrolls if self._shared else 0
                 return False
@@ -145,16 +147,16 @@ class BatchQueue:
 
     def release(self, unrolls: int) -> None:
         """Gives room back that an actor will not use."""
-        with self._changed:
+        with self._lock:
             self._reserved -= unrolls
         self.on_room()
 
     def put(self, sender: Route, unroll: CompressedUnroll, num_envs: int) -> None:
         """Takes over what ``UnrollCodec.decode_fields`` gave, for room set aside before."""
-        with self._changed:
+        with self._lock:
             self._reserved -= num_envs
             self._waiting.extend(Waiting(sender, unroll, env) for env in range(num_envs))
-            self._changed.notify_all()
+            self._may_work.notify()
 
     # --- the learner's side ---
 
@@ -177,7 +179,7 @@ class BatchQueue:
         """
         deadline = time.monotonic() + timeout
         batch: Batch | None = None
-        with self._changed:
+        with self._lock:
             while batch is None:
                 if self._ready:
                     batch = self._ready.popleft()
@@ -188,34 +190,35 @@ class BatchQueue:
                     raise RuntimeError("the assembling thread died") from self._error
                 elif self._closed:
                     raise QueueClosed
-                elif not self._changed.wait(deadline - time.monotonic()):
+                elif not self._is_ready.wait(deadline - time.monotonic()):
                     return None
         self.on_room()
         return batch
 
     def refresh(self, batch: Batch) -> bool:
         """Whether a batch that ``get`` gave has become too old meanwhile, and was taken back."""
-        with self._changed:
+        with self._lock:
             return self._take_back(batch)
 
     def recycle(self, batch: Batch) -> None:
         """Gives a batch's buffers back; nobody may use them any more."""
-        with self._changed:
+        with self._lock:
             self._free.append(batch)
-            self._changed.notify_all()
+            self._may_work.notify()
 
     def close(self) -> None:
         """Ends the assembling thread and waits for it."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._may_work.notify_all()
+            self._is_ready.notify_all()
         self._thread.join()
 
     # --- what learners share ---
 
     def stock(self, in_hand: bool) -> Stock:
         """What is here, for the others to know. Gives an overdraft back that nobody needs."""
-        with self._changed:
+        with self._lock:
             if not self.wanted:
                 self._overdraft = 0
             return Stock(
@@ -230,19 +233,19 @@ class BatchQueue:
 
     def allow(self, unrolls: int) -> None:
         """Lets so many unrolls be assembled beyond the batch that the learner has."""
-        with self._changed:
+        with self._lock:
             self._allowed = unrolls
-            self._changed.notify_all()
+            self._may_work.notify()
 
     def lend(self, unrolls: int) -> None:
         """Lets a message of ``unrolls`` in, though it is larger than the room."""
-        with self._changed:
+        with self._lock:
             self._overdraft = unrolls
         self.on_room()
 
     def give(self, unrolls: int) -> list[Waiting]:
         """Takes the oldest that wait out of the queue: so many, or as many as there are."""
-        with self._changed:
+        with self._lock:
             count = min(unrolls, len(self._waiting))
             given = [self._waiting.popleft() for _ in range(count)]
             self.given += count
@@ -251,16 +254,16 @@ class BatchQueue:
 
     def expect(self, unrolls: int) -> None:
         """So many are on their way here: they count as if they were here."""
-        with self._changed:
+        with self._lock:
             self._coming += unrolls
 
     def take_over(self, expected: int, unrolls: Sequence[Waiting]) -> None:
         """Takes in what came of ``expected`` unrolls."""
-        with self._changed:
+        with self._lock:
             self._coming -= expected
             self._waiting.extend(unrolls)
             self.received += len(unrolls)
-            self._changed.notify_all()
+            self._may_work.notify()
         if len(unrolls) < expected:
             self.on_room()
 
@@ -277,52 +280,69 @@ class BatchQueue:
         except BaseException as error:
             self._error = error
         finally:
-            with self._changed:
-                self._changed.notify_all()
+            with self._lock:
+                self._is_ready.notify_all()
 
     def _assemble(self) -> None:
         while True:
-            with self._changed:
+            with self._lock:
                 while not self._closed and not self._may_assemble():
-                    self._changed.wait()
+                    self._may_work.wait()
                 if self._closed:
                     return
-                waiting = self._waiting.popleft()
-                if self._too_old(waiting.unroll.fields["weights_version"][waiting.env]):
-                    self.dropped += 1
-                    partial = None
-                else:
-                    self._taken += 1
-                    if not self._partials:
-                        free = self._free.pop()
-                        self._partials.appendleft(_Partial(free, range(self._batch_size)))
-                    partial = self._partials[0]
-                    column = partial.columns.popleft()
-            if partial is None:
+                partial, work = self._next_work()
+            if partial is None:  # all were too old
                 self.on_room()
                 continue
-            try:
-                arrays = partial.batch.arrays
-                self._codec.decode_column(waiting.unroll, waiting.env, arrays, column)
-            except BadMessage as error:
-                self._leave_out(partial, column, waiting, str(error))
-                continue
-            with self._changed:
-                partial.missing -= 1
+            done = 0
+            for waiting, column in work:
+                try:
+                    arrays = partial.batch.arrays
+                    self._codec.decode_column(waiting.unroll, waiting.env, arrays, column)
+                except BadMessage as error:
+                    columns = [column for _, column in work[done:]]
+                    self._leave_out(partial, columns, waiting, str(error))
+                    break
+                done += 1
+            with self._lock:
+                partial.missing -= done
                 if not partial.missing:
                     self._partials.remove(partial)
                     self._ready.append(partial.batch)
-                    self._changed.notify_all()
+                    self._is_ready.notify()
 
     def _may_assemble(self) -> bool:
         room = self._partials or self._free
         return bool(self._waiting and room and self._taken < self._allowed)
 
-    def _leave_out(self, partial: _Partial, column: int, bad: Waiting, reason: str) -> None:
+    def _next_work(self) -> tuple[_Partial | None, list[tuple[Waiting, int]]]:
+        """What to decode next, of one message and for one batch: unrolls and their columns."""
+        partial: _Partial | None = None
+        work: list[tuple[Waiting, int]] = []
+        unroll = self._waiting[0].unroll
+        while self._may_assemble() and self._waiting[0].unroll is unroll:
+            if partial is not None and not partial.columns:
+                break
+            waiting = self._waiting.popleft()
+            if self._max_policy_lag and self._too_old(
+                unroll.fields["weights_version"][waiting.env]
+            ):
+                self.dropped += 1
+                continue
+            if partial is None:
+                if not self._partials:
+                    columns = range(self._batch_size)
+                    self._partials.append(_Partial(self._free.pop(), columns))
+                partial = self._partials[0]
+            self._taken += 1
+            work.append((waiting, partial.columns.popleft()))
+        return partial, work
+
+    def _leave_out(self, partial: _Partial, columns: list[int], bad: Waiting, reason: str) -> None:
         """Forgets an unroll that cannot be decoded, and what came with it in one message."""
-        with self._changed:
-            partial.columns.appendleft(column)
-            self._taken -= 1
+        with self._lock:
+            partial.columns.extendleft(reversed(columns))
+            self._taken -= len(columns)
             others = [one for one in self._waiting if one.unroll is not bad.unroll]
             self._waiting = collections.deque(others)
         if bad.sender is not None:
@@ -336,7 +356,7 @@ class BatchQueue:
             self.dropped += len(old)
             self._taken += self._batch_size - len(old)
             self._partials.appendleft(_Partial(batch, old))
-            self._changed.notify_all()
+            self._may_work.notify()
         return bool(old)
 
     def _too_old(self, weights_version: np.ndarray) -> np.ndarray:

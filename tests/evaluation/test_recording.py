@@ -184,7 +184,8 @@ def look():
     flip()
 pygame.display.flip = look
 from impala_torch.evaluation import test_mode
-from impala_torch.flags.config import Config, UserError
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 try:
     print(test_mode.run(Config(mode="test", logdir=LOGDIR, render=True, test_num_episodes=2)))
 except UserError as error:

@@ -161,8 +161,8 @@ class Learner:
                 if agreed.stop or batch is None:
                     break
                 self.update(batch, progress.tally)
-            self.sharing.close()
             try:
+                self.sharing.close()
                 progress.write(self.learning_rate)
             finally:  # after the last numbers, whose games it counts, but whatever becomes of them
                 progress.save()
@@ -245,12 +245,15 @@ class Learner:
         failure: BaseException | None = None
         hungry_since = warned = time.monotonic()
         while True:
-            if batch is None and failure is None and not should_stop():
+            if failure is None and not should_stop():
                 try:
+                    # With a batch in hand too: others may live on what comes here.
                     if self.endpoint.error is not None:
                         raise self.endpoint.error
-                    with progress.tally.waiting():
-                        batch = self._get_batch(time.monotonic() - hungry_since)
+                    self.sharing.collect()
+                    if batch is None:
+                        with progress.tally.waiting():
+                            batch = self._get_batch(time.monotonic() - hungry_since)
                 except Exception as error:
                     log.exception("learner %d failed", self.group.rank)
                     failure = error

@@ -50,6 +50,7 @@ class Stock(NamedTuple):
     reserved: int  # of actors that may send now
     wanted: int  # of a message that waits for credit, since it is larger than the room; 0 = none
     overdraft: int  # of a message that the learners agreed to let in all the same
+    rounds: int  # for how many rounds such a message has waited
 
 
 class QueueClosed(Exception):
@@ -107,6 +108,7 @@ class BatchQueue:
         self._coming = 0
         self._reserved = 0  # unrolls that actors have credit for
         self._overdraft = 0
+        self._rounds = 0  # see ``Stock``
         self._closed = False
         self._error: BaseException | None = None
         self.wanted = 0  # see ``Stock``; kept by the endpoint's thread
@@ -143,7 +145,7 @@ class BatchQueue:
             self._overdraft = 0
             return lent
         # Alone, when not even a batch is here.
-        return self._reserved == 0 and self._held < self._batch_size
+        return self._reserved == 0 and self._held - self._stray < self._batch_size
 
     def release(self, unrolls: int) -> None:
         """Gives room back that an actor will not use."""
@@ -178,27 +180,30 @@ class BatchQueue:
           RuntimeError: the assembling thread died; its error is the cause.
         """
         deadline = time.monotonic() + timeout
-        batch: Batch | None = None
-        with self._lock:
-            while batch is None:
-                if self._ready:
-                    batch = self._ready.popleft()
-                    self._taken -= self._batch_size
-                    if self._take_back(batch):
-                        batch = None
-                elif self._error is not None:
-                    raise RuntimeError("the assembling thread died") from self._error
-                elif self._closed:
-                    raise QueueClosed
-                elif not self._is_ready.wait(deadline - time.monotonic()):
-                    return None
-        self.on_room()
-        return batch
+        while True:
+            with self._lock:
+                while not self._ready:
+                    if self._error is not None:
+                        raise RuntimeError("the assembling thread died") from self._error
+                    if self._closed:
+                        raise QueueClosed
+                    if not self._is_ready.wait(deadline - time.monotonic()):
+                        return None
+                batch = self._ready.popleft()
+                self._taken -= self._batch_size
+                taken_back = self._take_back(batch)
+                self._may_work.notify()  # it may assemble as much again
+            self.on_room()
+            if not taken_back:
+                return batch
 
     def refresh(self, batch: Batch) -> bool:
         """Whether a batch that ``get`` gave has become too old meanwhile, and was taken back."""
         with self._lock:
-            return self._take_back(batch)
+            taken_back = self._take_back(batch)
+        if taken_back:
+            self.on_room()
+        return taken_back
 
     def recycle(self, batch: Batch) -> None:
         """Gives a batch's buffers back; nobody may use them any more."""
@@ -221,14 +226,16 @@ class BatchQueue:
         with self._lock:
             if not self.wanted:
                 self._overdraft = 0
+            self._rounds = self._rounds + 1 if self.wanted and not self._overdraft else 0
             return Stock(
                 in_hand=self._batch_size if in_hand else 0,
-                taken=self._taken,
+                taken=self._taken - self._stray,
                 waiting=len(self._waiting),
                 coming=self._coming,
                 reserved=self._reserved,
                 wanted=self.wanted,
                 overdraft=self._overdraft,
+                rounds=self._rounds,
             )
 
     def allow(self, unrolls: int) -> None:
@@ -274,6 +281,15 @@ class BatchQueue:
         """Unrolls here, or on their way from another learner, that the learner has not taken."""
         return len(self._waiting) + self._taken + self._coming
 
+    @property
+    def _stray(self) -> int:
+        """Of those taken, unrolls in batches that are filled only when another one is full.
+
+        There are some where unrolls of a full batch were too old; nobody learns from them soon.
+        """
+        later = list(self._partials)[1:]
+        return sum(self._batch_size - len(partial.columns) for partial in later)
+
     def _run(self) -> None:
         try:
             self._assemble()
@@ -290,9 +306,12 @@ class BatchQueue:
                     self._may_work.wait()
                 if self._closed:
                     return
+                before = self.dropped
                 partial, work = self._next_work()
-            if partial is None:  # all were too old
+                dropped = self.dropped > before
+            if dropped:
                 self.on_room()
+            if partial is None:  # all were too old
                 continue
             done = 0
             for waiting, column in work:
@@ -313,7 +332,7 @@ class BatchQueue:
 
     def _may_assemble(self) -> bool:
         room = self._partials or self._free
-        return bool(self._waiting and room and self._taken < self._allowed)
+        return bool(self._waiting and room and self._taken - self._stray < self._allowed)
 
     def _next_work(self) -> tuple[_Partial | None, list[tuple[Waiting, int]]]:
         """What to decode next, of one message and for one batch: unrolls and their columns."""

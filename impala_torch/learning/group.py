@@ -16,6 +16,7 @@ import torch
 from impala_torch.flags.errors import UserError
 
 SUM, AVERAGE = "sum", "average"
+_END_SECS = 5.0  # that what a rank has sent may take to arrive when it leaves
 _TAG = 1  # of what ranks send each other, one to one
 
 
@@ -241,6 +242,11 @@ class HorovodGroup(Group):
         return norm
 
     def close(self) -> None:
+        deadline = time.monotonic() + _END_SECS
+        while not all(request.Test() for request, _ in self._sending):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(1e-3)
         self._hvd.shutdown()
 
     def abort(self, code: int) -> None:

@@ -21,8 +21,12 @@ from impala_torch.endpoint.batches import BatchQueue, Stock, Waiting
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.learning.group import Group
+from impala_torch.structures import empty_unroll
 
 _END_SECS = 5.0  # that what is on its way at the end may take
+# After so many rounds a message that is larger than its room comes whatever the others hold: their
+# smaller ones take any room at once, and it would wait for ever.
+_PATIENT_ROUNDS = 50
 
 
 class Move(NamedTuple):
@@ -93,12 +97,20 @@ def _overdrafts(
     bound = max(size * capacity, size * batch_size - 1 + largest)
     held = sum(one.taken + one.waiting + one.coming + one.reserved for one in stocks)
     held += sum(overdrafts)
+    # Of what is assembled, a learner can use a batch now; the rest does not help the others.
+    useful = held - sum(
+        one.taken - min(one.taken, max(0, batch_size - one.in_hand)) for one in stocks
+    )
+    useful += sum(one.in_hand for one in stocks)
     for rank in [*range(turn, size), *range(turn)]:
         wanted = stocks[rank].wanted
         room = held + wanted <= bound if wanted > capacity else held < size * batch_size
+        room |= useful < size * batch_size
+        room |= stocks[rank].rounds >= _PATIENT_ROUNDS and not any(overdrafts)
         if wanted and not overdrafts[rank] and room:
             overdrafts[rank] = wanted
             held += wanted
+            useful += wanted
             turn = (rank + 1) % size
     return overdrafts, turn
 
@@ -116,6 +128,7 @@ class Sharing:
         """
         self._group, self._batches, self._batch_size = group, batches, batch_size
         self._codec = UnrollCodec(spec)
+        self._scratch = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, 1)
         self._turn = 0
         # By rank, what is on its way from there, oldest first.
         self._expected: dict[int, collections.deque[int]] = {
@@ -140,7 +153,7 @@ class Sharing:
         self._turn = todo.turn
         for move in todo.moves:
             if move.giver == rank:
-                given = self._batches.give(move.unrolls)
+                given = filter(self._is_whole, self._batches.give(move.unrolls))
                 parts = [self._codec.encode_one(one.unroll, one.env) for one in given]
                 self._group.send(move.taker, messages.pack_surplus(parts))
             elif move.taker == rank:
@@ -158,11 +171,26 @@ class Sharing:
         """
         for giver, expected in self._expected.items():
             while expected and (data := self._group.receive(giver)) is not None:
-                came = [
-                    Waiting(None, self._codec.decode_fields(parts, 1, self._batches.version), 0)
-                    for parts in messages.unpack_surplus(data)
-                ]
-                self._batches.take_over(expected.popleft(), came)
+                count, came = expected.popleft(), []
+                try:
+                    for parts in messages.unpack_surplus(data):
+                        unroll = self._codec.decode_fields(parts, 1, self._batches.version)
+                        came.append(Waiting(None, unroll, 0))
+                finally:  # what was expected is not on its way any more, whatever it was
+                    self._batches.take_over(count, came)
+
+    def _is_whole(self, one: Waiting) -> bool:
+        """Whether an unroll can be decoded; its actor is told here where it cannot.
+
+        The learner that gets it could not: it does not know the actor.
+        """
+        try:
+            self._codec.decode_column(one.unroll, one.env, self._scratch, 0)
+        except messages.BadMessage as error:
+            if one.sender is not None:
+                self._batches.on_bad(one.sender, str(error))
+            return False
+        return True
 
     def close(self) -> None:
         """Lets what is on its way arrive, so that nobody is left sending."""

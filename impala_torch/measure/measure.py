@@ -138,12 +138,14 @@ def ready_learner(
     with tempfile.TemporaryDirectory() as folder:
         address = f"127.0.0.1:{_free_port()}"
         own = {"learner_host": address, "actor_hosts": "", "key_file": "", "logdir": folder}
-        config = config.replace(**own, with_wandb=False)
+        # What it learns from is as old as it may be: the same again and again.
+        config = config.replace(**own, with_wandb=False, max_policy_lag=0)
         logdir = pathlib.Path(folder)
         learner = Learner(config, group, logdir)
         codec, batches = UnrollCodec(learner.spec), learner.batches
         tally = Tally(learner.spec.environment.num_actions)
-        batches.allow(batches.capacity)  # nothing is shared: each learner feeds itself
+        if group.size > 1:
+            batches.allow(batches.capacity)  # nothing is shared: each learner feeds itself
 
         def update() -> None:
             if batches.depth < 1:

@@ -58,8 +58,9 @@ def diagnose(learners: Sequence[Figures]) -> str:
             )
     missing = f" ({expected - connected} of {expected} are missing)" if connected < expected else ""
     learner_waits = _mean([one.batch_wait_share for one in learners])
-    known = [one.actors_waiting_share for one in learners if one.actors_waiting_share is not None]
-    actors_wait = _mean(known) if known else 0.0
+    known = [one for one in learners if one.actors_waiting_share is not None]
+    waits = [one.actors_waiting_share or 0.0 for one in known for _ in range(one.connected)]
+    actors_wait = _mean(waits) if waits else 0.0
     allreduce = _mean([one.allreduce_share for one in learners])
     if learner_waits > max(_WAITS, actors_wait):
         return (

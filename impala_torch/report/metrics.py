@@ -37,7 +37,7 @@ COLUMNS = (
     "batch_wait_share",  # share of the time that the learner waited for data
     "actors",
     "allreduce_share",  # share of the time between waits that went into reducing gradients
-    "shared_share",  # share of the unrolls learned from that came from another learner's actors
+    "shared_share",  # unrolls that came from other learners, by unroll that was learned from
 )
 
 
@@ -140,10 +140,11 @@ def progress_line(row: Mapping[str, Any], total_frames: int) -> str:
     """One line of the learner's window from a row of ``RunLog.write``."""
     left = (total_frames - row["frames"]) / max(row["frames_per_sec"], 1e-6)
     raw = row["episode_raw_return"]
+    lag = "-" if row["policy_lag"] is None else f"{row['policy_lag']:.1f}"
     shown = "none yet" if raw is None else f"{raw:.1f} (last {row['games_in_mean']} games)"
     return (
         f"frames {row['frames']:,} ({100 * row['frames'] / total_frames:.1f}%)  "
-        f"{row['frames_per_sec']:,.0f} frames/s  return {shown}  lag {row['policy_lag']:.1f}  "
+        f"{row['frames_per_sec']:,.0f} frames/s  return {shown}  lag {lag}  "
         f"queue {row['queue_batches']}  actors {row['actors']}  left {duration(left)}"
     )
 

@@ -126,7 +126,7 @@ class Progress:
         worked = max(secs - tally["waited"], 1e-6)
         allreduce = min(1.0, (self._group.allreduce_secs - self._allreduce) / worked)
         received = status["received_unrolls"] - self._received
-        learned = max(1, tally["batches"] * self._config.batch_size)
+        learned = tally["batches"] * self._config.batch_size
         self._allreduce = self._group.allreduce_secs
         self._received = status["received_unrolls"]
         return {
@@ -138,7 +138,7 @@ class Progress:
             "waited": waited,
             "allreduce": allreduce,
             "actors": self._endpoint.num_connected,
-            "received": received / learned,
+            "received": received / learned if learned else None,
             "figures": dataclasses.asdict(self._figures(status, waited, allreduce)),
         }
 
@@ -155,7 +155,7 @@ class Progress:
             **together.metrics_of(everyone, self._reduction),
             "learning_rate": learning_rate,
             "policy_lag": together.mean_of(everyone, "lag"),
-            "queue_batches": round(together.mean_of(everyone, "queue"), 2),
+            "queue_batches": round(together.mean_of(everyone, "queue") or 0.0, 2),
             "batch_wait_share": together.mean_of(everyone, "waited"),
             "allreduce_share": together.mean_of(everyone, "allreduce"),
             "actors": sum(one["actors"] for one in everyone),

@@ -58,13 +58,14 @@ class Tally:
 
         Returns:
           ``metrics``: means over the steps, by name; ``lag``: updates between acting and learning,
-          mean; ``batches`` behind it; ``actions``: how often each was learned from, [A];
+          mean, None without any; ``batches`` behind it; ``actions``: how often each was learned
+          from, [A];
           ``waited``: seconds.
         """
         means = [] if self._sums is None else (self._sums / self._steps).tolist()
         taken = {
             "metrics": dict(zip(self._names, means, strict=True)),
-            "lag": sum(self._lags) / len(self._lags) if self._lags else 0.0,
+            "lag": sum(self._lags) / len(self._lags) if self._lags else None,
             "batches": len(self._lags),
             "actions": self._actions.tolist(),
             "waited": self._waited,

@@ -57,6 +57,7 @@ def episodes_of(
     return [result for *_, result in timed]
 
 
-def mean_of(everyone: Sequence[dict[str, Any]], name: str) -> float:
-    """The mean of a number over ranks."""
-    return sum(one[name] for one in everyone) / len(everyone)
+def mean_of(everyone: Sequence[dict[str, Any]], name: str) -> float | None:
+    """The mean of a number over the ranks that have it; None where nobody does."""
+    known = [one[name] for one in everyone if one[name] is not None]
+    return sum(known) / len(known) if known else None

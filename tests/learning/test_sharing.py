@@ -16,8 +16,8 @@ B, CAPACITY = 4, 8
 SENDER = (b"", b"")
 
 
-def stock(in_hand=0, taken=0, waiting=0, coming=0, reserved=0, wanted=0, overdraft=0):
-    return Stock(in_hand, taken, waiting, coming, reserved, wanted, overdraft)
+def stock(in_hand=0, taken=0, waiting=0, coming=0, reserved=0, wanted=0, overdraft=0, rounds=0):
+    return Stock(in_hand, taken, waiting, coming, reserved, wanted, overdraft, rounds)
 
 
 def after(stocks, todo):
@@ -63,6 +63,7 @@ stocks_of = st.lists(
         amounts,
         st.sampled_from([0, 1, 6, 9, 16]),
         st.just(0),
+        st.just(0),
     ),
     min_size=1,
     max_size=6,
@@ -97,7 +98,13 @@ def test_messages_larger_than_the_room_come_as_one_learner_would_let_them(stocks
     lent = sum(todo.overdrafts)
     bound = max(len(stocks) * CAPACITY, len(stocks) * B - 1 + max(one.wanted for one in stocks))
     assert all(lends in (0, one.wanted) for lends, one in zip(todo.overdrafts, stocks, strict=True))
-    if lent:
+    short = (
+        held
+        + sum(one.in_hand for one in stocks)
+        - sum(max(0, one.in_hand + one.taken - max(B, one.in_hand)) for one in stocks)
+        < len(stocks) * B
+    )
+    if lent and not short:
         assert held + lent <= bound
     wants = any(one.wanted for one in stocks)
     if wants and held < len(stocks) * B:
@@ -110,6 +117,20 @@ def test_a_learner_with_more_than_a_batch_gets_more_where_all_together_have_too_
     assert plan(stocks, B, CAPACITY).overdrafts == [CAPACITY, 0]
     enough = [stock(waiting=2 * B, wanted=CAPACITY), stock()]
     assert plan(enough, B, CAPACITY).overdrafts == [0, 0]
+
+
+def test_batches_that_one_learner_has_too_many_of_do_not_keep_the_others_waiting():
+    stocks = [stock(in_hand=B, taken=2 * B), stock(wanted=16)]
+    assert plan(stocks, B, CAPACITY).overdrafts == [0, 16]
+
+
+def test_a_message_that_has_waited_long_comes_whatever_others_hold():
+    def lent(rounds):
+        waits = stock(in_hand=B, wanted=64, rounds=rounds)
+        return plan([waits, stock(in_hand=B, reserved=2 * B, wanted=1)], B, CAPACITY).overdrafts
+
+    assert lent(3) == [0, 0]
+    assert lent(50) == [64, 0]
 
 
 def test_turns_go_round():
@@ -209,6 +230,60 @@ def test_what_is_in_flight_is_bounded_for_all(ranks):
     first.release(large)
     share(ranks)
     assert second.reserve(large)
+
+
+def test_an_actor_whose_unroll_is_damaged_is_told_by_its_own_learner(ranks):
+    (giver, _), (taker, _) = ranks
+    told = []
+    giver.on_bad = lambda sender, reason: told.append((sender, reason))
+    spec = small_spec()
+    buffers = UnrollCodec(spec).encode(random_unroll(spec, 2 * B, np.random.default_rng(0)))
+    damaged = bytearray(buffers[1])
+    damaged[-1] ^= 255  # of its checksum
+    assert giver.reserve(2 * B)
+    codec = UnrollCodec(spec)
+    unroll = codec.decode_fields([buffers[0], bytes(damaged), *buffers[2:]], 2 * B, 0)
+    giver.put((b"actor", b""), unroll, 2 * B)
+    share(ranks)
+    assert [sender for sender, _ in told] == [(b"actor", b"")]
+    assert taker.received == B - 1
+    assert taker.stock(False).coming == 0
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_unrolls_that_became_too_old_make_room_for_others(shared):
+    """Two half-filled batches wait for the same unrolls, and the next message is let in."""
+    spec, batch_size, envs = small_spec(), 8, 10
+    queue = BatchQueue(
+        spec, batch_size, 2, lambda: make_batch(spec, batch_size), max_policy_lag=1, shared=shared
+    )
+    sharing = Sharing(Group(), queue, spec, batch_size)
+    codec = UnrollCodec(spec)
+
+    def come(version):
+        if not queue.reserve(envs):
+            queue.lend(plan([sharing.stock(False)], batch_size, queue.capacity).overdrafts[0])
+            if not queue.reserve(envs):
+                return False
+        unroll = random_unroll(spec, envs, np.random.default_rng(version))
+        unroll.weights_version[:] = version
+        queue.put(SENDER, codec.decode_fields(codec.encode(unroll), envs, version), envs)
+        queue.allow(2 * batch_size)
+        return True
+
+    assert come(0)
+    queue.recycle(queue.get(5))
+    queue.version = 1
+    assert come(1)
+    queue.version = 2
+    assert queue.get(0.1) is None  # two of version 0 are left out of it
+    assert queue.dropped == 2
+    assert come(2)
+    for _ in range(2):
+        batch = queue.get(5)
+        assert (batch.arrays.weights_version >= 1).all()
+        queue.recycle(batch)
+    queue.close()
 
 
 def test_a_damaged_surplus_is_told():

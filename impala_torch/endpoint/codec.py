@@ -40,13 +40,14 @@ class UnrollCodec:
         fields = {name: getattr(unroll, name) for name in self._layout}
         return [self._encode_fields(fields), *self._encoder.encode(unroll.observation)]
 
-    def encode_one(self, unroll: CompressedUnroll, env: int) -> list[Buffer]:
-        """The buffers of environment ``env`` alone, as if an actor of E = 1 had sent it."""
+    def encode_some(self, unroll: CompressedUnroll, envs: Sequence[int]) -> list[Buffer]:
+        """The buffers of some environments, as if an actor of these alone had sent them."""
+        some = list(envs)
         fields = {
-            name: array[:, env : env + 1] if self._layout[name][0] else array[env : env + 1]
+            name: array[:, some] if self._layout[name][0] else array[some]
             for name, array in unroll.fields.items()
         }
-        return [self._encode_fields(fields), unroll.blocks[env]]
+        return [self._encode_fields(fields), *(unroll.blocks[env] for env in some)]
 
     def _encode_fields(self, fields: dict[str, np.ndarray]) -> bytes:
         raw = [np.ascontiguousarray(fields[name]).tobytes() for name in self._layout]

@@ -25,8 +25,8 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 
 Learners of one run give each other unrolls over MPI (``learning.sharing``), several at a time:
 
-| learner | surplus   | sizes: [[bytes of fields, bytes of block], ...]           | all, one after |
-|         |           |                                                           | the other      |
+| learner | surplus   | sizes: [[bytes of fields, of block, of block, ...], ...], | all, one after |
+|         |           | a list for the unrolls of one actor's message             | the other      |
 
 ``instance`` is another one at each start of a learner. Versions count a learner's updates, so a
 restarted learner may give weights other than its predecessor's the same version.

@@ -10,6 +10,7 @@ are the same everywhere.
 """
 
 import collections
+import itertools
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -153,9 +154,7 @@ class Sharing:
         self._turn = todo.turn
         for move in todo.moves:
             if move.giver == rank:
-                given = filter(self._is_whole, self._batches.give(move.unrolls))
-                parts = [self._codec.encode_one(one.unroll, one.env) for one in given]
-                self._group.send(move.taker, messages.pack_surplus(parts))
+                self._group.send(move.taker, self._pack(self._batches.give(move.unrolls)))
             elif move.taker == rank:
                 self._batches.expect(move.unrolls)
                 self._expected[move.giver].append(move.unrolls)
@@ -174,10 +173,21 @@ class Sharing:
                 count, came = expected.popleft(), []
                 try:
                     for parts in messages.unpack_surplus(data):
-                        unroll = self._codec.decode_fields(parts, 1, self._batches.version)
-                        came.append(Waiting(None, unroll, 0))
+                        envs = len(parts) - 1
+                        unroll = self._codec.decode_fields(parts, envs, self._batches.version)
+                        came += [Waiting(None, unroll, env) for env in range(envs)]
                 finally:  # what was expected is not on its way any more, whatever it was
                     self._batches.take_over(count, came)
+
+    def _pack(self, given: Sequence[Waiting]) -> bytes:
+        """A 'surplus' of what is given; what came in one message stays together, in one block."""
+        together = itertools.groupby(filter(self._is_whole, given), lambda one: id(one.unroll))
+        parts = []
+        for _, ones in together:
+            first, *others = ones
+            envs = [first.env, *(one.env for one in others)]
+            parts.append(self._codec.encode_some(first.unroll, envs))
+        return messages.pack_surplus(parts)
 
     def _is_whole(self, one: Waiting) -> bool:
         """Whether an unroll can be decoded; its actor is told here where it cannot.

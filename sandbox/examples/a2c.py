@@ -230,7 +230,7 @@ def train(
         loss.backward()
         for parameters in optimizer.param_groups:
             parameters["lr"] = optimizers.linear_decay(settings.learning_rate, frames, total)
-        # Averages the gradients of all ranks, then clips, then steps.
+        # Adds the gradients of all ranks up, then clips, then steps.
         learners.step(optimizer, list(agent.parameters()), settings.gradients_clipping)
         frames += frames_per_update
         recent.extend(episode.episode_return for episode in rollout.episodes)

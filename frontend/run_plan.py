@@ -22,6 +22,7 @@ from frontend.workers import Worker, WorkerSet
 from impala_torch.endpoint.keys import is_loopback
 from impala_torch.flags.config import Config, default_logdir
 from impala_torch.flags.errors import UserError
+from impala_torch.flags.shares import shared_out
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEARNER_KEY, ACTOR_KEY = "learner.key", "actor.key"
@@ -132,7 +133,8 @@ def plan(
     """
     here = Here(ROOT, sys.executable)
     # Workers run in the project's directory, and all of them share the run's.
-    config = config.replace(
+    num_actors = sum(len(one.actors) for one in sets)
+    config = shared_out(config, len(sets), num_actors).replace(
         logdir=os.path.abspath(config.logdir or default_logdir(config.level_name)),
         key_file=os.path.abspath(os.path.expanduser(config.key_file)) if config.key_file else "",
     )

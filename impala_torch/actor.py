@@ -16,6 +16,7 @@ from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import RunSpec, run_spec_of
 from impala_torch.flags.config import Config
+from impala_torch.flags.shares import shared_out
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +27,9 @@ def run(config: Config) -> None:
     Raises:
       UserError, client.Refused, client.LearnerGone: see there.
     """
+    config = shared_out(config, 1, None)
     torch.set_num_threads(config.actor_threads or 1)
-    agent, level = make_acting_agent(config), environments.level_of(config)
+    agent, level = make_acting_agent(config, tried=True), environments.level_of(config)
     spec = environments.environment_spec(level)
     run_spec = run_spec_of(config, level, spec, agent.state_size)
     client = EndpointClient(

@@ -6,19 +6,20 @@ have too much share it. Only then do they train, all of them, so that every rank
 updates and frames without talking.
 """
 
+import functools
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from impala_torch import __version__, agents, environments
 from impala_torch.agents import precision, weights
 from impala_torch.agents.stacking import stack_frames
-from impala_torch.algorithms import impala
+from impala_torch.algorithms import ALGORITHMS
+from impala_torch.algorithms.base import add_metrics
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint.batches import Batch, BatchQueue, Stock
 from impala_torch.endpoint.run_spec import run_spec_of
@@ -26,21 +27,23 @@ from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.flags.config import Config, having, to_dict
 from impala_torch.flags.errors import UserError
+from impala_torch.flags.shares import shared_out
 from impala_torch.learning import optimizers
 from impala_torch.learning.feed import Feed, make_batch
 from impala_torch.learning.group import AVERAGE, Group
 from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
-from impala_torch.machine import devices, malloc
+from impala_torch.machine import cores, devices, malloc
 from impala_torch.report import rundir
 from impala_torch.report.progress import Progress
 from impala_torch.report.tally import Tally
-from impala_torch.structures import AgentInput, Unroll
+from impala_torch.structures import AgentInput, AgentOutput, EnvironmentSpec, Unroll
 
 log = logging.getLogger(__name__)
 
 # Flags that may differ between the learners of a run.
 _OWN = having(per_learner=True)
+_TRIAL_SIZE = 128  # observations that arithmetic is tried with; more are alike
 _POLL_SECS = 0.5  # how long a learner without a batch waits before it looks around
 # The same of one among several, who may get a batch of what the others have, and the others of
 # what it has: often while it should not last, seldom where it does.
@@ -79,7 +82,7 @@ class Learner:
         self.device = devices.choose(config.device, group.local_rank)
         group.check_device(self.device)
         malloc.keep_freed()
-        threads = config.learner_threads or max(1, (os.cpu_count() or 1) // group.local_size)
+        threads = config.learner_threads or max(1, cores.usable() // group.local_size)
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         shared = {name: value for name, value in to_dict(config).items() if name not in _OWN}
@@ -87,21 +90,17 @@ class Learner:
 
         level = environments.level_of(config)
         spec = environments.environment_spec(level)
-        dtype = precision.resolve(config.precision, self.device)
-        self.agent = agents.make_agent(config.agent_name, spec, dtype).to(self.device)
+        make = functools.partial(agents.make_for, config, spec)
+        self.agent = make(self._dtype(make, spec)).to(self.device)
         if config.compile:
             devices.check_compiles(self.device)
         # Beside the agent, whose weights keep their names in checkpoints and on the wire.
         self._network = torch.compile(self.agent) if config.compile else self.agent
         self.parameters = list(self.agent.parameters())
-        optimizer = optimizers.TFRMSProp(
-            self.parameters,
-            lr=config.learning_rate,
-            decay=config.decay,
-            momentum=config.momentum,
-            epsilon=config.epsilon,
-        )
-        self.state = TrainingState(self.agent, optimizer)
+        self._stack = spec.observation.stack
+        self.algorithm = ALGORITHMS[config.algorithm](config, self.agent, self.forward, group)
+        optimizer = optimizers.make(self.algorithm.optimizer, self.parameters, config)
+        self.state = TrainingState(self.agent, optimizer, self.algorithm.kept())
         self.state.restore(logdir, config, group)
         self.optimizer = group.distributed(
             optimizer,
@@ -111,7 +110,6 @@ class Learner:
             self.reduction,
         )
         self.state.optimizer = self.optimizer
-        self._stack = spec.observation.stack
         self.spec = run_spec_of(config, level, spec, self.agent.state_size)
         steps = group.size * config.batch_size * config.unroll_length
         self.frames_per_batch = steps * level.num_action_repeats
@@ -139,6 +137,19 @@ class Learner:
             keys=curve.for_address(config.learner_host, config.key_file),
         )
         self._publish()
+
+    def _dtype(
+        self, make: Callable[[torch.dtype], agents.Agent], spec: EnvironmentSpec
+    ) -> torch.dtype:
+        """The torso's arithmetic: bfloat16 only where that is right for all ranks."""
+        config = self.config
+        size = config.batch_size // config.num_minibatches * (config.unroll_length + 1)
+        size = min(size, _TRIAL_SIZE)
+        found = precision.choose(config.precision, self.device, make, spec, size, learning=True)
+        others = self.group.agree([int(found == torch.float32)])
+        dtype = torch.float32 if others[0] else found
+        log.info("learning in %s", precision.name_of(dtype))
+        return dtype
 
     # --- the loop ---
 
@@ -177,51 +188,67 @@ class Learner:
         """How the ranks' gradients become one."""
         if self.config.gradients_reduction == "average":
             return AVERAGE
-        return impala.REDUCTION
+        return self.algorithm.reduction
 
     def update(self, batch: Batch, tally: Tally) -> None:
-        """What all ranks do with a batch each: add its gradient up, and step where that is due."""
+        """What all ranks do with a batch each: reduce its gradients, and step where that is due."""
         tally.learned_from(batch.arrays, self.state.updates)
         unroll = self.feed.on_device(batch)
-        for _ in range(self.config.batch_reuse):
-            loss, metrics = impala.impala_loss(
-                self.forward(unroll), unroll, self.config, self.entropy_cost
-            )
+        self._observe(unroll)
+        for part in self.algorithm.parts(unroll, self.state.updates):
+            loss, metrics = self.algorithm.loss(part, self.entropy_cost)
             if self._backwards == 0:
                 self.optimizer.zero_grad()
             loss.backward()
             self.feed.prepare_next()  # before anything waits for the device
             self._backwards += 1
-            self._metrics = impala.add_metrics(self._metrics, metrics, self._backwards)
+            self._metrics = add_metrics(self._metrics, metrics, self._backwards)
             if self._backwards == self.config.batches_per_step:
                 tally.stepped(self._metrics, self._step())
                 self._backwards = 0
+        self.algorithm.used()
         if self._backwards == 0:
             self.state.frames += self.frames_per_batch * self.config.batches_per_step
             self._publish()
         self.feed.recycle(batch)
+
+    def _observe(self, unroll: Unroll[torch.Tensor]) -> None:
+        """Has the agent's statistics of what it sees follow all ranks' batches."""
+        if self.agent.normalizer is not None:
+            moments = self.agent.normalizer.moments(unroll.observation[self._stack - 1 :])
+            self.group.average(moments)
+            self.agent.normalizer.take_in(moments)
 
     def _step(self) -> torch.Tensor | None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         norm = self.group.step(self.optimizer, self.parameters, self.config.gradients_clipping)
         self.state.updates += 1
+        self.algorithm.stepped()
         return norm
 
-    def forward(self, unroll: Unroll[torch.Tensor]) -> Any:
-        """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0."""
+    def forward(
+        self, unroll: Unroll[torch.Tensor], network: torch.nn.Module | None = None
+    ) -> AgentOutput:
+        """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0.
+
+        Args:
+          unroll: [T + 1, B, ...].
+          network: another than the agent that is trained, of its kind.
+        """
         inputs = AgentInput(
             observation=stack_frames(unroll.observation, unroll.done, self._stack),
             reward=unroll.reward,
             done=unroll.done,
             last_action=torch.cat([unroll.initial_action.unsqueeze(0), unroll.action[:-1]]),
         )
-        outputs, _ = self._network(inputs, unroll.agent_state)
+        outputs, _ = (network or self._network)(inputs, unroll.agent_state)
         return outputs
 
     @property
     def learning_rate(self) -> float:
-        return self._decayed(self.config.learning_rate)
+        """At this update: on its schedule, and as the algorithm has it larger or smaller."""
+        return self._decayed(self.config.learning_rate) * self.algorithm.learning_rate_scale
 
     @property
     def entropy_cost(self) -> float:
@@ -326,6 +353,7 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     try:
         logdir = _agree_on_logdir(config, group)
         log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
+        config = shared_out(config.replace(total_num_envs=0), group.size, None)
         learner = Learner(config, group, logdir)
         if group.rank > 0:
             config = config.replace(eval_interval_frames=0)  # one evaluator is enough

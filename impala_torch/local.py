@@ -1,7 +1,6 @@
 """Training on this machine alone: a learner here and --num_actors actor processes."""
 
 import logging
-import os
 import pathlib
 import socket
 import subprocess
@@ -10,9 +9,10 @@ from collections.abc import Callable, Sequence
 from impala_torch.evaluation.process import EvaluationProcess
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
+from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
 from impala_torch.learning.group import Group
-from impala_torch.machine import processes
+from impala_torch.machine import cores, processes
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +30,15 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
     Raises:
       RuntimeError: an actor or the learner failed; see its log.
     """
-    cores = os.cpu_count() or 1
-    num_actors = config.num_actors or cores
+    count = cores.usable()
+    num_actors = config.num_actors or count
     address = f"127.0.0.1:{_free_port()}"
     hosts = ",".join(f"127.0.0.1:{9001 + task}" for task in range(num_actors))
-    config = config.replace(
+    config = shared_out(config, 1, num_actors).replace(
         num_actors=num_actors,
         learner_host=address,
         actor_hosts=hosts,
-        learner_threads=config.learner_threads or max(1, cores // 2),
+        learner_threads=config.learner_threads or max(1, count // 2),
     )
     learner = Learner(config, Group(), logdir)
     actors: list[subprocess.Popen] = []

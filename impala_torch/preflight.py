@@ -18,11 +18,11 @@ from impala_torch.learning import checkpoint
 def check(config: Config) -> None:
     """Raises UserError for an agent, a level or a checkpoint that does not fit the others."""
     spec = environments.spec_for(config)
-    agents.make_agent(config.agent_name, spec)
+    agents.make_for(config, spec)
     logdir = pathlib.Path(config.logdir)
     state = checkpoint.restore(logdir) if config.logdir and logdir.is_dir() else None
     if state is not None:
-        checkpoint.check_matches(state, config.agent_name, config.level_name)
+        checkpoint.check_matches(state, config, "algorithm")
 
 
 if __name__ == "__main__":

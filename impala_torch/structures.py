@@ -118,6 +118,9 @@ class Unroll(NamedTuple, Generic[Array]):
     weights_version: Array  # [E] int64, learner updates behind the weights that acted
 
 
+_WITHOUT_ROWS = frozenset({"initial_action", "agent_state", "weights_version"})
+
+
 def unroll_layout(
     spec: EnvironmentSpec, unroll_length: int, state_size: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], str]]:
@@ -144,6 +147,16 @@ def unroll_layout(
         "agent_state": ((), (state_size,), "float32"),
         "weights_version": ((), (), "int64"),
     }
+
+
+def columns_of(unroll: Unroll[Array], columns: Any) -> Unroll[Array]:
+    """An unroll of some of the environments, by their numbers (an index array or tensor)."""
+    return Unroll(
+        **{
+            name: array[columns] if name in _WITHOUT_ROWS else array[:, columns]
+            for name, array in unroll._asdict().items()
+        }
+    )
 
 
 def empty_unroll(

@@ -13,7 +13,7 @@ MAY_IMPORT = {
     # The algorithm, from what flows to what runs.
     "impala_torch.structures": set(),
     "impala_torch.vtrace": set(),
-    "impala_torch.algorithms": {"vtrace", "structures", "flags"},
+    "impala_torch.algorithms": {"vtrace", "structures", "flags", "agents"},
     "impala_torch.actor": {"flags", "agents", "environments", "endpoint", "acting"},
     "impala_torch.learner": {
         *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),

@@ -1,21 +1,37 @@
 """An agent in E environments: sees, acts, keeps its state."""
 
+import functools
+import logging
+
 import numpy as np
 import torch
 
 from impala_torch import environments
-from impala_torch.agents import make_agent, precision
+from impala_torch.agents import make_for, precision
 from impala_torch.agents.base import Agent
 from impala_torch.agents.stacking import FrameStacker
 from impala_torch.environments.base import Environment
 from impala_torch.flags.config import Config
 from impala_torch.structures import AgentInput, AgentOutput, EnvOutput
 
+log = logging.getLogger(__name__)
 
-def make_acting_agent(config: Config) -> Agent:
-    """The agent of the flags, for acting on the CPU. Raises UserError where it does not fit."""
+
+def make_acting_agent(config: Config, tried: bool = False) -> Agent:
+    """The agent of the flags, for acting on the CPU. Raises UserError where it does not fit.
+
+    Args:
+      config: the flags.
+      tried: whether --precision=auto is what is faster in --num_envs environments, or by the
+        processor alone, which is the same each time.
+    """
+    spec = environments.spec_for(config)
+    make = functools.partial(make_for, config, spec)
     dtype = precision.resolve(config.precision, "cpu")
-    return make_agent(config.agent_name, environments.spec_for(config), dtype).for_acting()
+    if tried:
+        dtype = precision.choose(config.precision, "cpu", make, spec, config.num_envs, False)
+        log.info("acting in %s", precision.name_of(dtype))
+    return make(dtype).for_acting()
 
 
 class Player:

@@ -8,10 +8,11 @@ from impala_torch.agents.mlp import MLPAgent, MLPLSTMAgent
 from impala_torch.agents.resnet import ResNetAgent, ResNetLSTMAgent
 from impala_torch.agents.shallow_conv import ShallowConvLSTMAgent, ShallowConvNetAgent
 from impala_torch.agents.simple_conv import SimpleConvNetAgent
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.structures import EnvironmentSpec
 
-__all__ = ["ZOO", "Agent", "agent_factory", "make_agent"]
+__all__ = ["ZOO", "Agent", "agent_factory", "make_agent", "make_for"]
 
 ZOO: dict[str, type[Agent]] = {
     agent.__name__: agent
@@ -70,3 +71,23 @@ def make_agent(name: str, spec: EnvironmentSpec, dtype: torch.dtype = torch.floa
             f"--agent_name={name} cannot see images as small as {width}x{height}: raise --width "
             "and --height"
         ) from error
+
+
+def make_for(config: Config, spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> Agent:
+    """The agent of the flags for a level, on the CPU.
+
+    Raises:
+      UserError: as ``make_agent``; or it cannot normalize what the flags want it to.
+    """
+    agent = make_agent(config.agent_name, spec, dtype)
+    wanted = {
+        "normalize_observations": lambda: agent.normalize_observations(spec),
+        "normalize_values": agent.normalize_values,
+    }
+    for flag, normalize in wanted.items():
+        if getattr(config, flag):
+            try:
+                normalize()
+            except ValueError as error:
+                raise UserError(f"--{flag}: --agent_name={config.agent_name}: {error}") from error
+    return agent

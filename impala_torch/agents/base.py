@@ -1,14 +1,19 @@
 """What all agents of the zoo have in common: torso, last reward and action, core, heads."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from impala_torch.agents.normalizers import MeanPicture, ValueScale, VectorNormalizer
 from impala_torch.structures import AgentInput, AgentOutput, EnvironmentSpec
 
 LSTM_SIZE = 256
+# What a pixel may differ from the mean picture, where that is subtracted: a third of the range is
+# one, as a usual deviation would be.
+_DEVIATIONS = 3
 
 
 class Agent(nn.Module):
@@ -22,6 +27,8 @@ class Agent(nn.Module):
     torso: nn.Module
     recurrent = False
     image = True  # whether the observation must be an image, or else a vector
+    vector_normalizer: VectorNormalizer | None
+    value_scale: ValueScale | None
 
     def __init__(self, spec: EnvironmentSpec, dtype: torch.dtype = torch.float32) -> None:
         """
@@ -32,6 +39,7 @@ class Agent(nn.Module):
         super().__init__()
         self.num_actions = spec.num_actions
         self.dtype = dtype
+        self.vector_normalizer = self.value_scale = None
         self._acts_only = dtype == torch.float32
 
     def for_acting(self) -> "Agent":
@@ -40,6 +48,40 @@ class Agent(nn.Module):
             self.torso.to(self.dtype)
             self._acts_only = True
         return self.requires_grad_(False)
+
+    def normalize_observations(self, spec: EnvironmentSpec) -> None:
+        """Makes this an agent that sees what differs from the usual, by statistics of its own.
+
+        Raises:
+          ValueError: it has a forward of its own, or sees images without a ``PixelConv2d``.
+        """
+        self._check_forward("observations")
+        if not self.image:
+            self.vector_normalizer = VectorNormalizer(spec.observation.shape[0])
+            return
+        first = [module for module in self.modules() if isinstance(module, PixelConv2d)]
+        if len(first) != 1:
+            raise ValueError(f"its torso has {len(first)} PixelConv2d instead of one, its first")
+        first[0].subtract_mean(spec.observation.shape)
+
+    def normalize_values(self) -> None:
+        """Makes this an agent whose baseline's head learns numbers of mean 0 and deviation 1.
+
+        Raises:
+          ValueError: it has a forward of its own.
+        """
+        self._check_forward("values")
+        self.value_scale = ValueScale()
+
+    def _check_forward(self, what: str) -> None:
+        if type(self).forward is not Agent.forward:
+            raise ValueError(f"its forward is its own, and so must be how it normalizes {what}")
+
+    @property
+    def normalizer(self) -> MeanPicture | VectorNormalizer | None:
+        """The statistics of what it sees, for the learner to keep; None without any."""
+        kinds = (MeanPicture, VectorNormalizer)
+        return next((module for module in self.modules() if isinstance(module, kinds)), None)
 
     def add_heads(self, features: int) -> None:
         """Makes what follows a torso of ``features`` features: LSTM, policy and baseline."""
@@ -86,11 +128,15 @@ class Agent(nn.Module):
             core_input = core_output.flatten(0, 1)
         logits = self.policy(core_input).unflatten(0, (rows, batch))
         baseline = self.baseline(core_input).view(rows, batch)
+        if self.value_scale is not None:
+            baseline = self.value_scale(baseline)
         return AgentOutput(logits, baseline), state
 
     def _features(self, observation: torch.Tensor) -> torch.Tensor:
         """[N, ...] as the environment gives it -> [N, D] float32."""
         if not self.image:
+            if self.vector_normalizer is not None:
+                observation = self.vector_normalizer(observation)
             return self.torso(observation)
         observation = observation.contiguous(memory_format=torch.channels_last).to(self.dtype)
         # Autocast keeps the weights in float32 for the optimizer, and casts them at each call.
@@ -123,11 +169,30 @@ class Agent(nn.Module):
 class PixelConv2d(nn.Conv2d):
     """A network's first convolution: takes pixels of 0 to 255 as if they were scaled to 1.
 
-    The scale goes to the weights: a pass over the pixels costs as much as the convolution.
+    The scale goes to the weights: a pass over the pixels costs as much as the convolution. So does
+    the mean picture, where it is subtracted: conv(x - m) = conv(x) - conv(m), of which the second
+    is one small map for all.
     """
 
+    picture: MeanPicture | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Takes what ``nn.Conv2d`` takes."""
+        super().__init__(*args, **kwargs)
+        self.picture, self._scale = None, 1 / 255
+
+    def subtract_mean(self, shape: tuple[int, ...]) -> None:
+        """Has it see frames of ``shape`` ([H, W], stacked, or [C, H, W]) less the mean picture."""
+        self.picture = MeanPicture(shape)
+        self._scale = _DEVIATIONS / 255
+
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._conv_forward(pixels, self.weight * (1 / 255), self.bias)
+        weight = self.weight * self._scale
+        seen = self._conv_forward(pixels, weight, self.bias)
+        if self.picture is None:
+            return seen
+        mean = self.picture.mean.to(pixels.dtype).expand(1, *pixels.shape[1:])
+        return seen - self._conv_forward(mean, weight, None)
 
 
 def init_orthogonal(torso: nn.Module) -> None:

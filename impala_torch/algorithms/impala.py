@@ -1,16 +1,29 @@
-"""The IMPALA loss: policy gradient, baseline and entropy terms, summed over T and B.
+"""IMPALA (Espeholt et al. 2018): policy gradient, baseline and entropy terms over V-trace targets.
 
-Summed, not averaged, as in the paper's code: the published learning rates mean that.
+Losses are summed over T and B, not averaged, as in the paper's code: the published learning rates
+mean that.
 """
 
 import torch
 import torch.nn.functional as F
 
 from impala_torch import vtrace
+from impala_torch.algorithms.base import Algorithm, Metrics, Part
+from impala_torch.algorithms.rewards import discounts_of, rewards_of
 from impala_torch.flags.config import Config
 from impala_torch.structures import AgentOutput, Unroll
 
-REDUCTION = "sum"  # over a batch, and so over the batches of several learners
+
+class Impala(Algorithm):
+    """The paper's: each update has targets of the weights that it starts from."""
+
+    reduction = "sum"
+    optimizer = "rmsprop"
+
+    def loss(self, part: Part, entropy_cost: float) -> tuple[torch.Tensor, Metrics]:
+        """``impala_loss`` of the part."""
+        outputs = self.forward(part.unroll, None)
+        return impala_loss(outputs, part.unroll, self.config, entropy_cost)
 
 
 def policy_gradient_loss(
@@ -34,44 +47,6 @@ def entropy_loss(policy_logits: torch.Tensor) -> torch.Tensor:
     return (log_probs.exp() * log_probs).sum()
 
 
-def clip_rewards(rewards: torch.Tensor, kind: str) -> torch.Tensor:
-    """Rewards as the learner sees them.
-
-    Args:
-      rewards: of any shape.
-      kind: "abs_one" clips to [-1, 1]; "soft_asymmetric" is 5 tanh(r / 5) with negatives times
-        0.3 (the paper's DMLab-30 experiments); "none".
-    """
-    if kind == "abs_one":
-        return rewards.clamp(-1, 1)
-    if kind == "soft_asymmetric":
-        squeezed = torch.tanh(rewards / 5)
-        return torch.where(rewards < 0, 0.3 * squeezed, squeezed) * 5
-    if kind == "none":
-        return rewards
-    raise ValueError(f"'{kind}' is no way to clip rewards")
-
-
-def add_metrics(
-    total: dict[str, torch.Tensor], more: dict[str, torch.Tensor], count: int
-) -> dict[str, torch.Tensor]:
-    """``impala_loss``'s metrics over several batches: losses are added up, the rest averaged.
-
-    Args:
-      total: of the ``count`` - 1 batches before.
-      more: of one batch.
-      count: from 1; at 1 ``total`` is not looked at.
-    """
-    if count == 1:
-        return more
-    return {
-        name: total[name] + value
-        if name.endswith("_loss")
-        else total[name] + (value - total[name]) / count
-        for name, value in more.items()
-    }
-
-
 def impala_loss(
     learner_outputs: AgentOutput,
     batch: Unroll[torch.Tensor],
@@ -92,17 +67,13 @@ def impala_loss(
     logits = learner_outputs.policy_logits[:-1].float()
     values = learner_outputs.baseline[:-1].float()
     actions = batch.action[:-1]
-    discounts = (~batch.done[1:]).float() * config.discounting
-    # Where a time limit cut the episode its value goes on, though the unroll does not show it.
-    rewards = clip_rewards(batch.reward[1:], config.reward_clipping)
-    rewards = rewards + config.discounting * batch.final_value[1:]
 
     targets = vtrace.from_logits(
         batch.policy_logits[:-1],
         logits,
         actions,
-        discounts,
-        rewards,
+        discounts_of(batch, config),
+        rewards_of(batch, config),
         values,
         learner_outputs.baseline[-1],
         lambda_=config.vtrace_lambda,

@@ -129,7 +129,7 @@ def _subject(config: Config, given: Collection[str]) -> Subject:
         if name not in given and name in state["config"]
     }
     config = config.replace(**trained)
-    checkpoint.check_matches(state, config.agent_name, config.level_name)
+    checkpoint.check_matches(state, config)
     agent = make_acting_agent(config)
     try:
         agent.load_state_dict(state["model"])

@@ -53,11 +53,22 @@ def check(config: Config) -> None:
             f"--virtual_batch_size={config.virtual_batch_size} is no multiple of "
             f"--batch_size={config.batch_size}"
         )
-    if config.virtual_batch_size > config.batch_size and config.batch_reuse > 1:
+    several = config.batch_reuse > 1 or config.num_minibatches > 1
+    if config.virtual_batch_size > config.batch_size and (several or config.algorithm == "appo"):
         raise UserError(
-            "--batch_reuse needs a batch at hand, and --virtual_batch_size lets each go before "
-            "its step: give one of them, or a larger --batch_size"
+            "--batch_reuse, --num_minibatches and --algorithm=appo need a batch at hand, and "
+            "--virtual_batch_size lets each go before its step: give one of them, or a larger "
+            "--batch_size"
         )
+    if config.batch_size % config.num_minibatches:
+        raise UserError(
+            f"--batch_size={config.batch_size} is no multiple of "
+            f"--num_minibatches={config.num_minibatches}"
+        )
+    for field in dataclasses.fields(config):
+        of = field.metadata["algorithm"]
+        if of and of != config.algorithm and getattr(config, field.name) != field.default:
+            raise UserError(f"--{field.name} is of --algorithm={of}, not {config.algorithm}")
     parse_address(config.learner_host, "--learner_host")
     for address in config.actors:
         parse_address(address, "--actor_hosts")

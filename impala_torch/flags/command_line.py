@@ -19,7 +19,7 @@ from absl import flags
 from impala_torch.flags.checks import check
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
-from impala_torch.flags.presets import PRESETS
+from impala_torch.flags.presets import ALGORITHMS, PRESETS
 
 # TorchBeast's names for the same things, for its users' fingers. Its --total_steps (agent steps,
 # not frames) and --savedir (a directory of many runs) mean something else: no alias for them.
@@ -102,7 +102,18 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
             raise UserError("--config and --preset both choose the flags: give one of them")
         values = _read(known["config"])
     else:
-        values = dict(PRESETS[known.get("preset", "none")])
+        preset = PRESETS[known.get("preset", "none")]
+        chosen = known.get("algorithm", Config.algorithm)
+        of_preset = preset.get("algorithm", chosen)
+        if "algorithm" in present and chosen != of_preset:
+            raise UserError(f"--preset={known['preset']} is of --algorithm={of_preset}: leave one")
+        chosen = of_preset
+        values = {**ALGORITHMS[chosen], **preset}
+    for total, each in (("total_num_envs", "num_envs"), ("total_batch_size", "batch_size")):
+        if each in present and total not in present:
+            values = {**values, total: 0}
+        elif each in present and known[total]:
+            raise UserError(f"--{total} is shared out as --{each}: give one of them")
     known |= {name: value for name, value in values.items() if name not in present}
     # What the file said is in the flags now; processes of the run need not have the file.
     config = Config(**{**known, "config": ""})
@@ -139,7 +150,7 @@ def to_argv(config: Config, only_changed: bool = True, **overrides: Any) -> list
     """The flags of ``config`` as a command line; ``experiment.py`` reads it back to the same."""
     changed = config.replace(**overrides)
     # What the reader would choose otherwise where it is not given.
-    chosen = {*overrides, *PRESETS[changed.preset]}
+    chosen = {*overrides, *PRESETS[changed.preset], *ALGORITHMS[changed.algorithm]}
     argv = []
     for field in dataclasses.fields(Config):
         value = getattr(changed, field.name)

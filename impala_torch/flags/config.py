@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from impala_torch.flags.presets import PRESETS
+from impala_torch.flags.presets import ALGORITHMS, PRESETS
 
 RUN, ENVIRONMENT, AGENT, ACTING, LEARNING, LOSS, OPTIMIZER, OUTPUT, WANDB = (
     "the run",
@@ -46,10 +46,12 @@ def flag(
     per_process: bool = False,
     per_learner: bool = False,
     mode: str = "",
+    algorithm: str = "",
     inherited: bool = True,
     private: bool = False,
     affects_learning: bool | None = None,
     of_agent: bool = False,
+    of_weights: bool = False,
     exported: bool = False,
     says_itself: bool = False,
 ) -> Any:
@@ -70,16 +72,19 @@ def flag(
       per_learner: the host's or the learner's own affair, where other flags must agree between the
         learners of a run. Those per process are that too.
       mode: the only --mode that it is of. It is one process's then too.
+      algorithm: the only --algorithm that it is of.
       inherited: a run that is started the same again (--config) takes it from the older one.
         Those per process are not.
       private: tells of the network or of keys, and stays on the run's hosts.
       affects_learning: runs that differ in it are different experiments. Unless told, so is every
         flag that is not per process and not of the chapters that come after learning.
       of_agent: a checkpoint's weights mean something with this value only.
+      of_weights: a checkpoint's weights fit no other value. So such a flag is of the agent too.
       exported: goes along with an agent that leaves its run. Those of the agent do too.
       says_itself: its value needs no name in front of it to be understood.
     """
     per_process = per_process or bool(mode)
+    of_agent = of_agent or of_weights
     if affects_learning is None:
         affects_learning = not per_process and group not in _BESIDE_LEARNING
     metadata = {
@@ -93,10 +98,12 @@ def flag(
         "per_process": per_process,
         "per_learner": per_learner or per_process,
         "mode": mode,
+        "algorithm": algorithm,
         "inherited": inherited and not per_process,
         "private": private,
         "affects_learning": affects_learning,
         "of_agent": of_agent,
+        "of_weights": of_weights,
         "exported": exported or of_agent,
         "says_itself": says_itself,
     }
@@ -210,7 +217,7 @@ class Config:
         "actions, 0.25), or the id of any registered gymnasium environment with discrete actions "
         "and an image or vector observation; mypackage.mymodule:MyEnv-v0 imports the module that "
         "registers it.",
-        of_agent=True,
+        of_weights=True,
         says_itself=True,
     )
     width: int = flag(
@@ -248,8 +255,17 @@ class Config:
         "The network: SimpleConvNetAgent, ShallowConvNetAgent, ShallowConvLSTMAgent, "
         "ResNetAgent, ResNetLSTMAgent for images, MLPAgent, MLPLSTMAgent for vectors; or one of "
         "your own as mypackage.mymodule:MyAgent, see sandbox/api.md.",
-        of_agent=True,
+        of_weights=True,
         says_itself=True,
+    )
+    normalize_observations: bool = flag(
+        AGENT,
+        False,
+        "Let the agent see what differs from the usual. Of images the mean picture is subtracted, "
+        "within the first convolution; vectors get mean 0 and deviation 1 in each number. The "
+        "statistics are the agent's: learned in training, from the batches of all learners, and "
+        "kept with the weights.",
+        of_weights=True,
     )
     precision: str = flag(
         AGENT,
@@ -272,6 +288,13 @@ class Config:
         "or more, over all learners.",
         above=0,
     )
+    total_num_envs: int = flag(
+        ACTING,
+        0,
+        "Environments of all actors of the run together, shared out evenly: what is in flight is "
+        "then the same however many actors there are. 0 = --num_envs of each.",
+        low=0,
+    )
     actor_threads: int = flag(
         ACTING,
         0,
@@ -280,6 +303,21 @@ class Config:
         per_learner=True,
     )
     # --- learning ---
+    algorithm: str = flag(
+        LEARNING,
+        "impala",
+        "impala: the paper's; each batch is learned from once, with losses that are sums. appo: "
+        "the clipped surrogate of PPO over V-trace targets; each batch is learned from several "
+        "times, in minibatches, with losses that are means, and Adam. It has defaults of its own: "
+        + "; ".join(
+            f"{name}: " + ", ".join(f"--{flag}={value}" for flag, value in values.items())
+            for name, values in ALGORITHMS.items()
+            if values
+        )
+        + ".",
+        choices=tuple(ALGORITHMS),
+        exported=True,
+    )
     total_environment_frames: int = flag(
         LEARNING,
         1_000_000_000,
@@ -294,6 +332,12 @@ class Config:
         "learner with that --batch_size would.",
         above=0,
     )
+    total_batch_size: int = flag(
+        LEARNING,
+        0,
+        "Unrolls of all learners' batches together, shared out evenly. 0 = --batch_size of each.",
+        low=0,
+    )
     unroll_length: int = flag(LEARNING, 100, "T: agent steps of an unroll.", above=0)
     virtual_batch_size: int = flag(
         LEARNING,
@@ -307,8 +351,15 @@ class Config:
     batch_reuse: int = flag(
         LEARNING,
         1,
-        "Updates made with each batch. More than 1 learns more from a frame, for more of the "
-        "learner's time; V-trace corrects for the policy that moves meanwhile.",
+        "Times that each batch is learned from. More than 1 learns more from a frame, for more of "
+        "the learner's time; V-trace corrects for the policy that moves meanwhile.",
+        above=0,
+    )
+    num_minibatches: int = flag(
+        LEARNING,
+        1,
+        "Parts that a batch is dealt into, anew each time that it is learned from, for an update "
+        "with each. --batch_size is a multiple of it.",
         above=0,
     )
     queue_capacity: int = flag(
@@ -388,6 +439,45 @@ class Config:
         low=0,
         high=1,
     )
+    ratio_clipping: float = flag(
+        LOSS,
+        0.2,
+        "Epsilon of the clipped surrogate: an action that is so much more or less likely by now "
+        "than when it was taken is pushed no further.",
+        above=0,
+        algorithm="appo",
+    )
+    normalize_advantages: bool = flag(
+        LOSS,
+        True,
+        "Shift and scale the advantages of a batch, over all learners, to mean 0 and deviation 1.",
+        algorithm="appo",
+    )
+    normalize_values: bool = flag(
+        LOSS,
+        False,
+        "Have the baseline learn values shifted and scaled to mean 0 and deviation 1 (PopArt). For "
+        "rewards that are not clipped.",
+        of_weights=True,
+        algorithm="appo",
+    )
+    target_kl: float = flag(
+        LOSS,
+        0.01,
+        "Divergence that the policy should move with each batch, in nats: the learning rate gets "
+        "smaller by a third where it moves twice as far, larger by a half where it moves half as "
+        "far. 0 = the learning rate is as given.",
+        low=0,
+        algorithm="appo",
+    )
+    target_network: int = flag(
+        LOSS,
+        0,
+        "Updates between copies of the network to one that stands still between them, which gives "
+        "the targets, and which the policy must stay near (IMPACT). 0 = none.",
+        low=0,
+        algorithm="appo",
+    )
     reward_clipping: str = flag(
         LOSS,
         "abs_one",
@@ -397,10 +487,16 @@ class Config:
     )
     # --- the optimizer ---
     learning_rate: float = flag(OPTIMIZER, 0.00048, "Learning rate at frame 0.", low=0)
-    decay: float = flag(OPTIMIZER, 0.99, "Decay of RMSProp's mean square.", low=0, high=1)
-    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.", low=0)
+    decay: float = flag(
+        OPTIMIZER, 0.99, "Decay of RMSProp's mean square.", low=0, high=1, algorithm="impala"
+    )
+    momentum: float = flag(OPTIMIZER, 0.0, "Momentum of RMSProp.", low=0, algorithm="impala")
     epsilon: float = flag(
-        OPTIMIZER, 0.1, "Epsilon of RMSProp, inside the square root as in TensorFlow.", above=0
+        OPTIMIZER,
+        0.1,
+        "Epsilon of the optimizer: of RMSProp (impala) inside the square root, as in TensorFlow; "
+        "of Adam (appo) beside it.",
+        above=0,
     )
     gradients_clipping: float = flag(
         OPTIMIZER,

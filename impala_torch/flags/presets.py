@@ -7,6 +7,26 @@ told in ``sandbox/case_studies.md``.
 from collections.abc import Mapping
 from typing import Any
 
+# Algorithms, with the defaults of each where they are others than the flags' own, which are those
+# that the IMPALA paper published.
+ALGORITHMS: Mapping[str, Mapping[str, Any]] = {
+    "impala": {},
+    "appo": {
+        "total_num_envs": 32,
+        "total_batch_size": 32,
+        "unroll_length": 32,
+        "batch_reuse": 2,
+        "num_minibatches": 2,
+        "queue_capacity": 1,
+        "learning_rate": 0.0005,
+        "epsilon": 1e-5,
+        "entropy_cost": 0.01,
+        "baseline_cost": 1.0,
+        "vtrace_lambda": 0.95,
+        "gradients_clipping": 1.0,
+    },
+}
+
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "none": {},
     # Atari games on a few CPU cores: many small updates on fresh data. Short unrolls keep the lag

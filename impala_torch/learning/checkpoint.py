@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from impala_torch.flags.config import Config, having
 from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -101,10 +102,18 @@ def load(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"--checkpoint={path} cannot be read: {words}") from error
 
 
-def check_matches(state: Mapping[str, Any], agent_name: str, level_name: str) -> None:
-    """Raises UserError where a checkpoint is another agent's or another level's."""
-    for flag, ours in (("agent_name", agent_name), ("level_name", level_name)):
-        theirs = state["config"][flag]
+def check_matches(state: Mapping[str, Any], config: Config, *also: str) -> None:
+    """Raises UserError where a checkpoint is another agent's or another level's.
+
+    Args:
+      state: of the checkpoint.
+      config: the flags.
+      also: flags that must be the same too.
+    """
+    for flag in (*having(of_weights=True), *also):
+        # A flag that was not there yet when it was trained.
+        theirs = state["config"].get(flag, getattr(Config, flag))
+        ours = getattr(config, flag)
         if theirs != ours:
             raise UserError(
                 f"the checkpoint in --logdir was trained with --{flag}={theirs}, not {ours}: give "

@@ -1,41 +1,18 @@
-"""RMSProp with TensorFlow's semantics, and the learning rate's schedule."""
+"""Optimizers whose state is there from the start, and the learning rate's schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from impala_torch.flags.config import Config
 
-class TFRMSProp(torch.optim.Optimizer):
-    """RMSProp as ``tf.train.RMSPropOptimizer`` has it, which published hyperparameters mean.
 
-    Epsilon is inside the root and the mean square starts at one:
+class _Ready(torch.optim.Optimizer):
+    """An optimizer that makes its state at once: so it can be broadcast and saved at any time.
 
-        ms  <- decay ms + (1 - decay) g^2
-        mom <- momentum mom + lr g / sqrt(ms + epsilon)
-        p   <- p - mom
-
-    The state is made at once, so that it can be broadcast and saved before the first step. What a
-    run goes on with are a checkpoint's moments and its own hyperparameters: see
-    ``load_state_dict``.
+    What a run goes on with are a checkpoint's moments and its own hyperparameters.
     """
-
-    def __init__(
-        self,
-        params: Any,
-        lr: float = 0.00048,
-        decay: float = 0.99,
-        momentum: float = 0.0,
-        epsilon: float = 0.1,
-    ) -> None:
-        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon}
-        super().__init__(params, defaults)
-        for group in self.param_groups:
-            for param in group["params"]:
-                state = self.state[param]
-                state["mean_square"] = torch.ones_like(param)
-                if group["momentum"]:
-                    state["momentum"] = torch.zeros_like(param)
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -60,6 +37,34 @@ class TFRMSProp(torch.optim.Optimizer):
                         f"of {tuple(moment.shape)}"
                     )
                 moment.copy_(theirs)
+
+
+class TFRMSProp(_Ready):
+    """RMSProp as ``tf.train.RMSPropOptimizer`` has it, which published hyperparameters mean.
+
+    Epsilon is inside the root and the mean square starts at one:
+
+        ms  <- decay ms + (1 - decay) g^2
+        mom <- momentum mom + lr g / sqrt(ms + epsilon)
+        p   <- p - mom
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 0.00048,
+        decay: float = 0.99,
+        momentum: float = 0.0,
+        epsilon: float = 0.1,
+    ) -> None:
+        defaults = {"lr": lr, "decay": decay, "momentum": momentum, "epsilon": epsilon}
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            for param in group["params"]:
+                state = self.state[param]
+                state["mean_square"] = torch.ones_like(param)
+                if group["momentum"]:
+                    state["momentum"] = torch.zeros_like(param)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -89,6 +94,37 @@ class TFRMSProp(torch.optim.Optimizer):
             torch._foreach_sub_(params, moments)
         else:
             torch._foreach_addcdiv_(params, grads, roots, -group["lr"])
+
+
+class Adam(torch.optim.Adam, _Ready):
+    """PyTorch's Adam, with its state from the start."""
+
+    def __init__(self, params: Any, lr: float = 0.0003, eps: float = 1e-5, **others: Any) -> None:
+        super().__init__(params, lr=lr, eps=eps, **others)
+        for group in self.param_groups:
+            for param in group["params"]:
+                self.state[param] = {
+                    "step": torch.zeros(()),
+                    "exp_avg": torch.zeros_like(param),
+                    "exp_avg_sq": torch.zeros_like(param),
+                }
+
+    load_state_dict = _Ready.load_state_dict
+
+
+def make(name: str, parameters: Sequence[torch.nn.Parameter], config: Config) -> _Ready:
+    """The optimizer that an algorithm names, with the hyperparameters of the flags."""
+    if name == "adam":
+        return Adam(parameters, lr=config.learning_rate, eps=config.epsilon)
+    if name == "rmsprop":
+        return TFRMSProp(
+            parameters,
+            lr=config.learning_rate,
+            decay=config.decay,
+            momentum=config.momentum,
+            epsilon=config.epsilon,
+        )
+    raise ValueError(f"'{name}' is no optimizer")
 
 
 def linear_decay(start: float, frames: int, total_frames: int) -> float:

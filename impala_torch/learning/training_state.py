@@ -2,6 +2,7 @@
 
 import logging
 import pathlib
+from collections.abc import Mapping
 
 import torch
 
@@ -17,9 +18,21 @@ log = logging.getLogger(__name__)
 class TrainingState:
     """An agent, its optimizer, and how far they have come; the same on every rank."""
 
-    def __init__(self, agent: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self,
+        agent: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        kept: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+          agent: what is trained.
+          optimizer: with its state made already.
+          kept: what the algorithm keeps beside them, by name.
+        """
         self.agent = agent
         self.optimizer = optimizer
+        self.kept = dict(kept or {})
         self.updates = 0
         self.frames = 0  # environment frames, over all learners
         self.hours = 0.0  # of training, over all starts; kept on rank 0
@@ -30,6 +43,7 @@ class TrainingState:
         content = {
             "model": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "algorithm": self.kept,
             "frames": self.frames,
             "updates": self.updates,
             "hours": self.hours,
@@ -58,16 +72,20 @@ class TrainingState:
         entries = self.optimizer.state_dict()["state"].values()
         moments = [tensor for entry in entries for tensor in entry.values()]
         with torch.no_grad():
-            group.broadcast([*self.agent.state_dict().values(), *moments])
+            group.broadcast([*self.agent.state_dict().values(), *moments, *self.kept.values()])
 
     def _load(self, logdir: pathlib.Path, config: Config) -> None:
         content = checkpoint.restore(logdir)
         if content is None:
             return
-        checkpoint.check_matches(content, config.agent_name, config.level_name)
+        checkpoint.check_matches(content, config, "algorithm")
         try:
             self.agent.load_state_dict(content["model"])
             self.optimizer.load_state_dict(content["optimizer"])
+            kept = content.get("algorithm", {})
+            for name, tensor in self.kept.items():
+                if name in kept:  # else it is of a flag that the run had not, and as at a start
+                    tensor.copy_(kept[name])
         except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(
                 f"the checkpoint in --logdir={logdir} does not fit this agent or level "

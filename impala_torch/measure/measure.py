@@ -9,7 +9,6 @@ data, an endpoint's decoding. Prints one JSON object; on standard error what it 
 
 import contextlib
 import json
-import os
 import pathlib
 import socket
 import statistics
@@ -26,15 +25,15 @@ from impala_torch.acting.player import Player, make_acting_agent
 from impala_torch.acting.seeds import seeds_of
 from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import weights
-from impala_torch.algorithms import impala
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
+from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
 from impala_torch.learning.feed import make_batch
 from impala_torch.learning.group import Group
-from impala_torch.machine import link_speed
+from impala_torch.machine import cores, link_speed
 from impala_torch.measure import sample
 from impala_torch.report.tally import Tally
 from impala_torch.structures import empty_unroll
@@ -54,8 +53,9 @@ def measure(config: Config) -> dict[str, Any]:
       UserError: the level or the agent cannot be.
     """
     spec = environments.spec_for(config)
-    agents.make_agent(config.agent_name, spec)  # a mistake in its name is told at once
-    count = config.num_actors or os.cpu_count() or 1
+    agents.make_for(config, spec)  # a mistake in its name is told at once
+    count = config.num_actors or cores.usable()
+    config = shared_out(config, 1, count)
     _tell(f"{count} process(es) that only step environments", config)
     sampler = sample.measure(config).steps_per_sec / count
     _tell(f"{count} actor(s)", config)
@@ -94,7 +94,7 @@ def record(config: Config) -> list[bytes]:
 def _player(config: Config, task: int) -> tuple[Callable[[], list], Callable[[], None]]:
     """An actor without a learner: plays and encodes the next unroll; and its end."""
     torch.set_num_threads(config.actor_threads or 1)
-    agent, level = make_acting_agent(config), environments.level_of(config)
+    agent, level = make_acting_agent(config, tried=True), environments.level_of(config)
     seeds = seeds_of(config.seed, 0, task)
     environment = environments.make_for(config, seeds.environment)
     collector = UnrollCollector(Player(agent, environment, seeds.actions), config.unroll_length)
@@ -238,7 +238,8 @@ def overlap_secs(learner: Learner) -> float:
     ]
     found = []
     for _ in range(_FEWEST_UPDATES):
-        loss, _ = impala.impala_loss(learner.forward(batch), batch, learner.config)
+        part = next(learner.algorithm.parts(batch, 0))
+        loss, _ = learner.algorithm.loss(part, learner.config.entropy_cost)
         learner.optimizer.zero_grad()
         ready.clear()
         loss.backward()
@@ -277,7 +278,7 @@ def _decoding(config: Config, buffers: list[bytes]) -> float:
     """Agent steps per second from buffers into columns of a batch, in one thread."""
     level = environments.level_of(config)
     spec = environments.environment_spec(level)
-    state_size = agents.make_agent(config.agent_name, spec).state_size
+    state_size = agents.make_for(config, spec).state_size
     codec = UnrollCodec(run_spec_of(config, level, spec, state_size))
     batch = empty_unroll(spec, config.unroll_length, state_size, config.num_envs)
     begun, unrolls = time.perf_counter(), 0

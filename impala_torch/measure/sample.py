@@ -4,7 +4,6 @@ What it prints bounds the agent steps per second that any training on this machi
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ import numpy as np
 from impala_torch import environments
 from impala_torch.acting.seeds import seeds_of
 from impala_torch.flags.config import Config
+from impala_torch.flags.shares import shared_out
+from impala_torch.machine import cores
 
 _WARM_STEPS = 50
 _ROWS = 997  # of random actions, made before the clock runs
@@ -45,7 +46,8 @@ def measure(config: Config) -> Rates:
     # Here first: a mistake is told once, in words.
     level = environments.level_of(config)
     environments.environment_spec(level)
-    count = config.num_actors or os.cpu_count() or 1
+    count = config.num_actors or cores.usable()
+    config = shared_out(config, 1, count)
     steps = sum(side_by_side(_sample, config, count))
     return Rates(steps, steps * level.num_action_repeats, count)
 

@@ -38,6 +38,8 @@ COLUMNS = (
     "actors",
     "allreduce_share",  # share of the time between waits that went into reducing gradients
     "shared_share",  # unrolls that came from other learners, by unroll that was learned from
+    "kl",  # what an update's policy differs from the one that its batch began with, nats, mean
+    "clipped_share",  # actions whose probability moved as far as it may
 )
 
 

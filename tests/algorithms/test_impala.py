@@ -40,33 +40,6 @@ def test_entropy_and_baseline_by_hand():
     assert impala.baseline_loss(torch.tensor([[1.0, -2.0], [3.0, 0.0]])).item() == 7.0
 
 
-@pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        ("abs_one", [-1, -0.5, 0, 0.5, 1]),
-        ("none", [-20, -0.5, 0, 0.5, 20]),
-        (
-            "soft_asymmetric",
-            [
-                1.5 * math.tanh(-4),
-                1.5 * math.tanh(-0.1),
-                0,
-                5 * math.tanh(0.1),
-                5 * math.tanh(4),
-            ],
-        ),
-    ],
-)
-def test_reward_clipping(kind, expected):
-    got = impala.clip_rewards(torch.tensor([-20.0, -0.5, 0.0, 0.5, 20.0]), kind)
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
-
-
-def test_an_unknown_clipping_is_an_error():
-    with pytest.raises(ValueError, match="'some'"):
-        impala.clip_rewards(torch.zeros(1), "some")
-
-
 # The entropy's weight may change from update to update; the flag's counts where none is given.
 @pytest.mark.parametrize("given", [None, 0.0, 0.2])
 def test_the_whole_loss_against_numpy(given):

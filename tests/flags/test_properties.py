@@ -154,6 +154,7 @@ def test_one_property_follows_from_another():
     for name in config.PER_PROCESS:
         assert name in having(per_learner=True, inherited=False, affects_learning=False), name
     assert set(having(of_agent=True)) < set(having(exported=True))
+    assert set(having(of_weights=True)) < set(having(of_agent=True))
     assert not having(exported=True, private=True)
     for group in (config.OUTPUT, config.WANDB):
         assert having(group=group) == having(group=group, affects_learning=False)
@@ -165,9 +166,11 @@ def test_one_property_follows_from_another():
 BY_PROPERTY = {
     "per_learner": "actor_threads device key_file learner_threads logdir",
     "private": "actor_hosts key_file learner_host relay",
-    "of_agent": "agent_name height level_name num_action_repeats width",
-    "exported": "agent_name episodic_life height level_name num_action_repeats precision "
-    "reward_clipping seed width",
+    "of_weights": "agent_name level_name normalize_observations normalize_values",
+    "of_agent": "agent_name height level_name normalize_observations normalize_values "
+    "num_action_repeats width",
+    "exported": "agent_name algorithm episodic_life height level_name normalize_observations "
+    "normalize_values num_action_repeats precision reward_clipping seed width",
 }
 
 

@@ -28,7 +28,7 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
 
     Args:
       group: the ranks.
-      flags: of training; --batch_size and --virtual_batch_size are those of all ranks together.
+      flags: of training; the sizes of batches are those of all ranks together.
       updates: steps of the optimizer.
       out: folder for the run's directory.
     """
@@ -63,6 +63,7 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
     result = {
         "gradients": torch.stack(gradients),
         "weights": weights.flatten(learner.agent).clone(),
+        "kept": {name: tensor.clone() for name, tensor in learner.algorithm.kept().items()},
         "metrics": json.dumps(group.gather(metrics)),
         "counts": [learner.state.updates, learner.state.frames],
     }

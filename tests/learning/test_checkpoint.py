@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 
+from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 
@@ -100,8 +101,19 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("agent", "level", "flag"), [("B", "L", "agent"), ("A", "M", "level")])
-def test_another_agents_checkpoint_is_named(agent, level, flag):
-    with pytest.raises(UserError, match=f"--{flag}_name"):
-        checkpoint.check_matches(state_of(1), agent, level)
-    checkpoint.check_matches(state_of(1), "A", "L")
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("agent_name", "B"),
+        ("level_name", "M"),
+        ("normalize_observations", True),
+        ("normalize_values", True),
+        ("algorithm", "appo"),
+    ],
+)
+def test_another_agents_checkpoint_is_named(flag, value):
+    # The checkpoint is of before some of these flags were there.
+    ours = Config(agent_name="A", level_name="L")
+    checkpoint.check_matches(state_of(1), ours, "algorithm")
+    with pytest.raises(UserError, match=f"--{flag}=.*, not {value}"):
+        checkpoint.check_matches(state_of(1), ours.replace(**{flag: value}), "algorithm")

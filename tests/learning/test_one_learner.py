@@ -59,9 +59,22 @@ def compare(ranks: list[dict], alone: dict, rtol: float, atol: float) -> None:
         ranks[0]["gradients"] / scale, alone["gradients"] / scale, rtol=rtol, atol=atol
     )
     torch.testing.assert_close(ranks[0]["weights"], alone["weights"], rtol=rtol, atol=atol)
+    assert ranks[0]["kept"].keys() == alone["kept"].keys()
+    for name, tensor in alone["kept"].items():
+        assert torch.equal(ranks[0]["kept"][name], ranks[1]["kept"][name]), name
+        torch.testing.assert_close(ranks[0]["kept"][name], tensor, rtol=rtol, atol=atol)
 
 
 WHOLE = {"batch_size": job.UNROLLS}
+APPO = {
+    **WHOLE,
+    "algorithm": "appo",
+    "num_minibatches": 2,
+    "batch_reuse": 3,
+    "learning_rate": 0.01,
+    "entropy_cost": 0.01,
+    "baseline_cost": 1.0,
+}
 CASES = {
     "plain": WHOLE,
     "clipped": {**WHOLE, "gradients_clipping": 1.0},
@@ -84,6 +97,24 @@ CASES = {
         "entropy_decay": True,
         "batch_reuse": 2,
     },
+    "minibatches": {**WHOLE, "num_minibatches": 4},
+    "observations normalized": {**WHOLE, "normalize_observations": True},
+    "appo": {**APPO, "gradients_clipping": 1.0},
+    "appo, observations and values normalized, target network": {
+        **APPO,
+        "normalize_observations": True,
+        "normalize_values": True,
+        "reward_clipping": "none",
+        "target_network": 8,
+    },
+    "appo, images less the mean picture, LSTM": {
+        **APPO,
+        "agent_name": "ShallowConvLSTMAgent",
+        "level_name": "PongNoFrameskip-v4",
+        "normalize_observations": True,
+        "gradients_clipping": 1.0,
+        "learning_rate": 0.0003,  # rounding must not move a ratio across the clipping's edge
+    },
 }
 
 
@@ -96,7 +127,7 @@ def test_two_ranks_of_halves_make_the_update_of_one(two_ranks, one_rank, name):
         assert not torch.allclose(ranks[0]["gradients"], alone["gradients"] / 2, 1e-2, 1e-2)
 
 
-@pytest.mark.parametrize("name", ["clipped", "virtual batch", "LSTM"])
+@pytest.mark.parametrize("name", ["clipped", "virtual batch", "LSTM", "appo"])
 def test_so_they_do_with_float16_between_them(two_ranks, one_rank, name):
     ranks = two_ranks({**CASES[name], "gradients_precision": "float16"})
     compare(ranks, one_rank(CASES[name]), rtol=1e-2, atol=2e-3)

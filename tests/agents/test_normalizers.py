@@ -1,0 +1,147 @@
+"""What agents know of the scale of what they see, against plain NumPy; and who may change it."""
+
+import numpy as np
+import pytest
+import torch
+
+from impala_torch.agents import ZOO, make_agent, make_for, weights
+from impala_torch.agents.base import PixelConv2d
+from impala_torch.agents.normalizers import MeanPicture, ValueScale, VectorNormalizer
+from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
+from tests.agents.test_agents import ATARI, COLOUR, VECTOR, random_inputs, spec_for
+
+
+def test_vectors_get_mean_0_and_deviation_1_also_far_from_0():
+    rng = np.random.default_rng(1)
+    batches = [rng.normal([3000, -5, 0], [2, 0.5, 1e-3], (10, 8, 3)) for _ in range(20)]
+    normalizer = VectorNormalizer(3)
+    for batch in batches:
+        vectors = torch.tensor(batch, dtype=torch.float32)
+        normalizer.take_in(normalizer.moments(vectors))
+    everything = np.concatenate(batches).reshape(-1, 3)
+    np.testing.assert_allclose(normalizer.mean, everything.mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(normalizer.variance.sqrt(), everything.std(0), rtol=2e-2)
+    seen = normalizer(torch.tensor(everything, dtype=torch.float32)).numpy()
+    assert np.abs(seen.mean(0)).max() < 0.1
+    assert np.abs(seen.std(0) - 1).max() < 0.05
+    assert normalizer(torch.tensor([[1e9, -1e9, 0]])).tolist()[0][:2] == [10, -10]
+
+
+def test_what_never_changes_is_no_division_by_zero():
+    normalizer = VectorNormalizer(1)
+    vectors = torch.full((4, 2, 1), 7.0)
+    for _ in range(3):
+        normalizer.take_in(normalizer.moments(vectors))
+    assert normalizer(vectors).abs().max() == 0
+
+
+def test_statistics_follow_for_ever():
+    normalizer = VectorNormalizer(1)
+    for _ in range(1500):
+        normalizer.take_in(normalizer.moments(torch.zeros(2, 2, 1)))
+    for _ in range(3000):
+        normalizer.take_in(normalizer.moments(torch.ones(2, 2, 1)))
+    assert 0.9 < float(normalizer.mean) < 1
+
+
+@pytest.mark.parametrize("spec", [ATARI, COLOUR], ids=["stacked", "colours"])
+def test_the_mean_picture_is_subtracted_from_what_the_convolution_sees(spec):
+    torch.manual_seed(1)
+    rows, batch = 3, 2
+    frames = torch.randint(0, 256, (rows, batch, *spec.observation.shape), dtype=torch.uint8)
+    channels = spec.observation.stack if spec is ATARI else 3
+    convolution = PixelConv2d(channels, 16, 8, stride=4)
+    convolution.subtract_mean(spec.observation.shape)
+    picture = convolution.picture
+    picture.take_in(picture.moments(frames))
+    mean = frames.float().mean(dim=(0, 1))
+    torch.testing.assert_close(picture.mean, mean)
+    pixels = torch.randint(0, 256, (5, channels, 84, 84)).float()
+    expected = torch.nn.functional.conv2d(
+        (pixels - mean) * 3 / 255, convolution.weight, convolution.bias, stride=4
+    )
+    torch.testing.assert_close(convolution(pixels), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_every_agent_of_the_zoo_can_normalize_and_its_statistics_are_weights(name):
+    spec = spec_for(name)
+    config = Config(agent_name=name, normalize_observations=True)
+    agent, plain = make_for(config, spec), make_agent(name, spec)
+    assert plain.normalizer is None
+    added = {name.rpartition(".")[2] for name in agent.state_dict().keys() - plain.state_dict()}
+    assert added == ({"mean", "batches"} if agent.image else {"mean", "batches", "variance"})
+    observation = random_inputs(spec, 6, 2).observation
+    frames = observation[:, :, -1] if agent.image else observation
+    agent.normalizer.take_in(agent.normalizer.moments(frames))
+    other = make_for(config, spec)
+    weights.load_flat(other, weights.flatten(agent))
+    inputs = random_inputs(spec, 2, 3, seed=2)
+    state = agent.initial_state(3)
+    assert torch.equal(agent(inputs, state)[0].baseline, other(inputs, state)[0].baseline)
+    # Acting, evaluating and learning change nothing: only the learner's ``take_in`` does.
+    before = weights.flatten(agent)
+    agent(inputs, state)[0].baseline.sum().backward()
+    assert torch.equal(weights.flatten(agent), before)
+
+
+def test_acting_in_bfloat16_sees_the_mean_picture_as_learning_does():
+    config = Config(agent_name="ShallowConvNetAgent", normalize_observations=True)
+    torch.manual_seed(2)
+    agent = make_for(config, ATARI, torch.bfloat16)
+    agent.normalizer.take_in(torch.full((84 * 84,), 100.3))
+    acting = make_for(config, ATARI, torch.bfloat16).for_acting()
+    weights.load_flat(acting, weights.flatten(agent))
+    inputs = random_inputs(ATARI, 1, 4)
+    ours, theirs = (one(inputs, one.initial_state(4))[0].baseline for one in (agent, acting))
+    torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_values_keep_what_they_were_when_their_scale_moves():
+    torch.manual_seed(1)
+    scale, head = ValueScale(), torch.nn.Linear(4, 1)
+    features = torch.randn(9, 4)
+    before = scale(head(features))
+    targets = torch.randn(5, 3) * 20 + 100
+    scale.take_in(scale.moments(targets), head)
+    torch.testing.assert_close(scale(head(features)), before, rtol=1e-4, atol=1e-4)
+    assert float(scale.mean) == pytest.approx(float(targets.mean()), rel=1e-4)
+    assert float(scale.deviation) == pytest.approx(float(targets.std(correction=0)), rel=1e-3)
+
+
+def test_an_agent_that_cannot_says_so():
+    class OwnForward(ZOO["MLPAgent"]):
+        def forward(self, inputs, state):
+            return super().forward(inputs, state)
+
+    agent = OwnForward(VECTOR)
+    with pytest.raises(ValueError, match="forward is its own"):
+        agent.normalize_observations(VECTOR)
+    with pytest.raises(ValueError, match="forward is its own"):
+        agent.normalize_values()
+
+    class NoPixelConv(ZOO["ShallowConvNetAgent"]):
+        def __init__(self, spec, dtype=torch.float32):
+            super().__init__(spec, dtype)
+            self.torso[0].layers[0] = torch.nn.Conv2d(4, 16, 8, stride=4)
+
+    with pytest.raises(ValueError, match="has 0 PixelConv2d"):
+        NoPixelConv(ATARI).normalize_observations(ATARI)
+
+
+def test_the_flag_is_named(monkeypatch):
+    def cannot(self, spec):
+        raise ValueError("it cannot")
+
+    monkeypatch.setattr(ZOO["MLPAgent"], "normalize_observations", cannot)
+    config = Config(agent_name="MLPAgent", normalize_observations=True)
+    with pytest.raises(UserError, match="--normalize_observations: --agent_name=MLPAgent: it can"):
+        make_for(config, VECTOR)
+
+
+def test_only_moments_of_a_few_frames_are_taken():
+    picture = MeanPicture((2, 2))
+    frames = torch.zeros((33, 1, 2, 2), dtype=torch.uint8)
+    frames[::4] = 8
+    assert picture.moments(frames).tolist() == [8, 8, 8, 8]

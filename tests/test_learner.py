@@ -132,7 +132,7 @@ def test_a_reused_batch_is_that_batch_several_times(learner_of):
 def test_sizes_that_do_not_fit_are_told():
     with pytest.raises(UserError, match="virtual_batch_size=5 is no multiple of --batch_size=2"):
         check(Config(batch_size=2, virtual_batch_size=5))
-    with pytest.raises(UserError, match="--batch_reuse, .* need a batch at hand"):
+    with pytest.raises(UserError, match=r"--batch_reuse, .* need a batch at hand"):
         check(Config(batch_size=2, virtual_batch_size=4, batch_reuse=2))
 
 

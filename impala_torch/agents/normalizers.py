@@ -32,7 +32,7 @@ class _Running(nn.Module):
 
 
 class MeanPicture(_Running):
-    """The mean picture of the frames, subtracted by ``PixelConv2d`` for next to nothing."""
+    """The mean picture of the frames, subtracted by ``PixelConv2d``."""
 
     @torch.no_grad()
     def moments(self, observation: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,6 @@ from impala_torch import environments  # noqa: E402
 from impala_torch.acting.player import Player  # noqa: E402
 from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
 from impala_torch.agents import make_agent, precision  # noqa: E402
-from impala_torch.algorithms import impala  # noqa: E402
 from impala_torch.endpoint.codec import UnrollCodec  # noqa: E402
 from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
@@ -211,8 +210,8 @@ def _learning(config: Config, options: Options) -> Row:
         return steps
 
     def bare() -> int:
-        outputs = learner.forward(batch.tensors)
-        loss, _ = impala.impala_loss(outputs, batch.tensors, config)
+        part = next(learner.algorithm.parts(learner.stacked(batch.tensors), 0))
+        loss, _ = learner.algorithm.loss(part, config.entropy_cost)
         learner.optimizer.zero_grad()
         loss.backward()
         return steps

@@ -64,6 +64,28 @@ def test_the_mean_picture_is_subtracted_from_what_the_convolution_sees(spec):
     torch.testing.assert_close(convolution(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_gradients_in_bfloat16_are_those_of_float32_where_little_moves():
+    """As in Pong: nearly all of a picture is background, which must not drown what moves."""
+    torch.manual_seed(1)
+    background = torch.randint(60, 200, (1, 84, 84))
+    frames = background.expand(16, 4, 84, 84).clone()
+    for number in range(16):
+        frames[number, :, 3 * number : 3 * number + 4, 40:44] = 236
+    weighting = torch.randn(16, 16, 20, 20)
+    gradients = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(2)
+        convolution = PixelConv2d(4, 16, 8, stride=4)
+        convolution.subtract_mean((84, 84))
+        convolution.picture.take_in(background.flatten().float())
+        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+            pixels = frames.contiguous(memory_format=torch.channels_last).to(dtype)
+            (convolution(pixels).float() * weighting).sum().backward()
+        gradients.append(convolution.weight.grad.flatten())
+    apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert apart < 0.02
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_agent_of_the_zoo_can_normalize_and_its_statistics_are_weights(name):
     spec = spec_for(name)
@@ -75,11 +97,14 @@ def test_every_agent_of_the_zoo_can_normalize_and_its_statistics_are_weights(nam
     observation = random_inputs(spec, 6, 2).observation
     frames = observation[:, :, -1] if agent.image else observation
     agent.normalizer.take_in(agent.normalizer.moments(frames))
+    plain.load_state_dict(agent.state_dict(), strict=False)
     other = make_for(config, spec)
     weights.load_flat(other, weights.flatten(agent))
     inputs = random_inputs(spec, 2, 3, seed=2)
     state = agent.initial_state(3)
     assert torch.equal(agent(inputs, state)[0].baseline, other(inputs, state)[0].baseline)
+    differs = plain(inputs, state)[0].baseline - agent(inputs, state)[0].baseline
+    assert differs.abs().max() > 1e-4
     # Acting, evaluating and learning change nothing: only the learner's ``take_in`` does.
     before = weights.flatten(agent)
     agent(inputs, state)[0].baseline.sum().backward()

@@ -30,7 +30,7 @@ def test_without_totals_flags_stay():
 
 
 def test_an_actor_alone_cannot_know_its_share():
-    with pytest.raises(UserError, match="--total_num_envs=8 is shared out .* needs --num_envs"):
+    with pytest.raises(UserError, match=r"--total_num_envs=8 is shared out .* needs --num_envs"):
         shared_out(Config(total_num_envs=8), 1, None)
 
 

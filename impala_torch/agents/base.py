@@ -170,8 +170,8 @@ class PixelConv2d(nn.Conv2d):
     """A network's first convolution: takes pixels of 0 to 255 as if they were scaled to 1.
 
     The scale goes to the weights: a pass over pixels costs as much as the convolution. The mean
-    picture, where it is subtracted, is worth such a pass: conv(x) - conv(m) would be cheaper, and in
-    bfloat16 the difference of two large gradients, of which little is right.
+    picture, where it is subtracted, is worth such a pass: conv(x) - conv(m) would be cheaper, but
+    its gradient is the difference of two large ones, and in bfloat16 wrong by a tenth.
     """
 
     picture: MeanPicture | None

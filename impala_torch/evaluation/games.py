@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from impala_torch import environments
 from impala_torch.acting.player import Player
@@ -15,6 +14,7 @@ from impala_torch.agents import Agent
 from impala_torch.environments import atari
 from impala_torch.evaluation import atari_scores
 from impala_torch.flags.config import Config
+from impala_torch.machine import cores
 from impala_torch.structures import AgentOutput
 
 # Of no worker set: these games differ from those of training with the same --seed.
@@ -193,7 +193,8 @@ def _environment(config: Config, seed: int, stage: "_Stage") -> environments.Env
     level = environments.level_of(config)._replace(episodic_life=False)
     if stage.watched:
         return environments.make_watched(level, seed, stage.frame)
-    threads = torch.get_num_threads()
+    # Emulation sleeps where it has nothing to do; an evaluator has a training beside it.
+    threads = config.actor_threads or (cores.usable() if config.mode == "test" else 1)
     return environments.make_environment(level, num_envs(config), seed, num_threads=threads)
 
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 from impala_torch import agents
 from impala_torch.acting.player import make_acting_agent
 from impala_torch.evaluation import games, scorebook
@@ -48,6 +50,8 @@ def run(config: Config, given: Collection[str] = ()) -> str:
     Raises:
       UserError: no checkpoint, one of another agent or level, or a folder or window cannot be had.
     """
+    # More would wait for each other where a training runs beside them, at six times the work.
+    torch.set_num_threads(config.actor_threads or 1)
     if config.levels:
         return _run_levels(config, given)
     subject = _subject(config, given)

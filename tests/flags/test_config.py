@@ -17,7 +17,7 @@ from impala_torch.flags import checks, command_line
 from impala_torch.flags import config as config_lib
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
-from impala_torch.flags.presets import PRESETS
+from impala_torch.flags.presets import ALGORITHMS, PRESETS
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
@@ -183,13 +183,49 @@ def written(tmp_path, **flag_values):
 
 
 def test_a_preset_stands_in_for_defaults_and_given_flags_go_before_it():
-    values = PRESETS["atari_fast"]
-    config = read(["--preset=atari_fast", "--unroll_length=100", "--num_envs=16"])
+    values = PRESETS["atari_impala"]
+    config = read(["--preset=atari_impala", "--unroll_length=100", "--num_envs=16"])
     assert (config.unroll_length, config.num_envs) == (100, 16)
     for name in set(values) - {"unroll_length", "num_envs"}:
         assert getattr(config, name) == values[name], name
     # 100 and 16 are defaults; the next process must not take the preset's in their place.
     assert read(command_line.to_argv(config)) == config
+
+
+def test_an_algorithm_has_defaults_a_preset_goes_before_and_given_flags_before_both():
+    assert read([]).epsilon == 0.1
+    config = read(["--algorithm=appo", "--gradients_clipping=2"])
+    assert (config.epsilon, config.gradients_clipping) == (1e-5, 2)
+    preset = read(["--preset=atari_fast"])
+    assert preset.algorithm == "appo"
+    assert preset.epsilon == 1e-5  # of the algorithm
+    assert preset.learning_rate == PRESETS["atari_fast"]["learning_rate"]
+    # What the next process reads is what this one has, defaults of the paper among it.
+    config = read(["--algorithm=appo", "--epsilon=0.1", "--batch_reuse=1", "--num_minibatches=1"])
+    assert read(command_line.to_argv(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--preset=atari_fast", "--algorithm=impala"], "--preset=atari_fast is of --algorithm=ap"),
+        (["--algorithm=appo", "--momentum=0.5"], "--momentum is of --algorithm=impala, not appo"),
+        (["--target_kl=0.1"], "--target_kl is of --algorithm=appo, not impala"),
+        (["--algorithm=appo", "--virtual_batch_size=64"], "--virtual_batch_size lets each go"),
+        (["--num_minibatches=3", "--batch_size=8"], "--batch_size=8 is no multiple of"),
+        (["--algorithm=ppo"], "ppo"),
+    ],
+)
+def test_what_is_not_of_an_algorithm_is_told(argv, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        read(argv)
+
+
+def test_every_algorithm_that_can_be_chosen_is_there_and_the_other_way_round():
+    from impala_torch.algorithms import ALGORITHMS as CLASSES
+
+    assert set(CLASSES) == set(ALGORITHMS) == set(FIELDS["algorithm"].metadata["choices"])
+    assert {FIELDS[name].metadata["algorithm"] for name in FIELDS} <= {"", *CLASSES}
 
 
 def test_how_many_environments_an_actor_has_does_not_depend_on_how_a_batch_is_split():
@@ -202,6 +238,13 @@ def test_a_preset_holds_known_flags_of_the_right_types(name):
     for flag, value in PRESETS[name].items():
         assert type(value) is type(FIELDS[flag].default), flag
     checks.check(read([f"--preset={name}"]))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_so_do_an_algorithms_defaults(name):
+    for flag, value in ALGORITHMS[name].items():
+        assert type(value) is type(FIELDS[flag].default), flag
+    checks.check(read([f"--algorithm={name}"]))
 
 
 def test_a_runs_config_starts_the_same_again_in_a_new_place(tmp_path):

@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from impala_torch.learning.optimizers import TFRMSProp, linear_decay
+from impala_torch.flags.config import Config
+from impala_torch.learning.optimizers import Adam, TFRMSProp, linear_decay, make
 
 
 def stepped(grads, **kwargs):
@@ -92,3 +93,37 @@ def test_restoring_keeps_this_runs_hyperparameters_and_takes_only_moments_it_has
         TFRMSProp([torch.nn.Parameter(torch.zeros(4))]).load_state_dict(saved.state_dict())
     with pytest.raises(ValueError, match=r"1 parameters instead of 2"):
         TFRMSProp([other, torch.nn.Parameter(torch.zeros(3))]).load_state_dict(saved.state_dict())
+
+
+def test_adam_is_pytorchs_with_its_state_from_the_start():
+    torch.manual_seed(1)
+    ours, theirs = (torch.nn.Linear(3, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = Adam(ours.parameters(), lr=0.01, eps=1e-5)
+    assert len(optimizer.state_dict()["state"]) == 2
+    reference = torch.optim.Adam(theirs.parameters(), lr=0.01, eps=1e-5)
+    for _ in range(5):
+        inputs = torch.randn(4, 3)
+        for layer, one in ((ours, optimizer), (theirs, reference)):
+            one.zero_grad()
+            layer(inputs).square().sum().backward()
+            one.step()
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+def test_adam_takes_over_moments_and_keeps_its_hyperparameters():
+    first, second = (torch.nn.Linear(3, 2) for _ in range(2))
+    before = Adam(first.parameters(), lr=0.01, eps=1e-5)
+    first(torch.ones(1, 3)).sum().backward()
+    before.step()
+    after = Adam(second.parameters(), lr=0.5, eps=1e-3)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    assert (after.param_groups[0]["lr"], after.param_groups[0]["eps"]) == (0.5, 1e-3)
+    for mine, theirs in zip(after.state.values(), before.state.values(), strict=True):
+        assert mine["step"] == 1
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_an_unknown_optimizer_is_an_error():
+    with pytest.raises(ValueError, match="'sgd'"):
+        make("sgd", [], Config())

@@ -1,0 +1,179 @@
+"""Which settings learn fastest: a list of them, each with several seeds, one run after the other.
+
+    python sandbox/benchmarks/learning.py sandbox/benchmarks/pong.json --out=runs/pong
+
+The list is a JSON file:
+
+    {"flags": [...],                     what all runs have in common
+     "settings": {"NAME": [...], ...},   what each setting adds
+     "seeds": [1, 2, 3],
+     "until": {"frames": 3e6, "return": 20.5},   a run ends where it is at either
+     "give_up": [[1.2e6, -19]],          at so many frames with a mean return below that
+     "scores": [-19, -10, 0, 10, 18]}    rows of the table
+
+All settings have their first seed before any has its second. A second call goes on where the first
+was stopped, by Ctrl-C or otherwise: what has ended stays, what was under way goes on from its
+checkpoint. --table prints what is there, as Markdown; --picture=FILE draws it. Choose settings with
+other seeds than those that you report.
+"""
+
+import argparse
+import csv
+import json
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+_POLL_SECS = 2.0
+_END_SECS = 120.0  # that a run may take to write its last checkpoint
+
+
+class Point(NamedTuple):
+    """A row of a run's metrics.csv."""
+
+    frames: float
+    minutes: float
+    score: float  # mean raw return of the last 100 whole games
+    frames_per_sec: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", type=pathlib.Path, help="JSON file")
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the runs")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument("--picture", type=pathlib.Path, help="only draw what is there")
+    args = parser.parse_args()
+    todo = json.loads(args.settings.read_text())
+    if not args.table and not args.picture:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        try:
+            for seed in todo["seeds"]:
+                for name in todo["settings"]:
+                    run(todo, name, seed, args.out / f"{name}-{seed}")
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
+            return 130
+    if args.picture:
+        return draw(todo, args.out, args.picture)
+    print("\n".join(table(todo, args.out)))
+    return 0
+
+
+def run(todo: Mapping[str, Any], name: str, seed: int, folder: pathlib.Path) -> None:
+    """Trains one setting with one seed, unless that has ended, and writes down why it ended."""
+    ended = folder / "ended.json"
+    if ended.exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, ROOT / "experiment.py", f"--logdir={folder}", f"--seed={seed}"),
+        *("--save_checkpoint_secs=120", *todo["flags"], *todo["settings"][name]),
+    ]
+    with open(folder / "output.log", "a") as output:
+        child = subprocess.Popen(
+            command, cwd=ROOT, stdout=output, stderr=output, start_new_session=True
+        )
+        why = ""
+        try:
+            while child.poll() is None and not why:
+                time.sleep(_POLL_SECS)
+                why = reason(todo, points(folder))
+        finally:
+            if child.poll() is None:
+                child.send_signal(signal.SIGINT)
+                try:
+                    child.wait(_END_SECS)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
+    if not why and child.returncode:
+        raise SystemExit(f"{name}, seed {seed} failed: see {folder / 'output.log'}")
+    ended.write_text(json.dumps({"why": why or "its frames"}))
+    last = points(folder)[-1]
+    print(f"{name}, seed {seed}: {why or 'its frames'}; {last.score:.1f} at {last.frames:,.0f}")
+
+
+def reason(todo: Mapping[str, Any], so_far: Sequence[Point]) -> str:
+    """Why a run is to end now; empty where it is not."""
+    if not so_far:
+        return ""
+    last, until = so_far[-1], todo.get("until", {})
+    if last.frames >= until.get("frames", float("inf")):
+        return "its frames"
+    if last.score >= until.get("return", float("inf")):
+        return "its return"
+    for frames, least in todo.get("give_up", []):
+        if last.frames >= frames and max(point.score for point in so_far) < least:
+            return f"given up: below {least} at {frames:,.0f} frames"
+    return ""
+
+
+def points(folder: pathlib.Path) -> list[Point]:
+    """The rows of a run that have a mean return."""
+    try:
+        rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    except OSError:
+        return []
+    found = []
+    for row in rows:
+        try:
+            numbers = [row[name] for name in ("frames", "hours", "episode_raw_return")]
+            frames, hours, score = map(float, numbers)
+            found.append(Point(frames, 60 * hours, score, float(row["frames_per_sec"])))
+        except (TypeError, ValueError):  # no game has ended yet, or the row is not whole
+            continue
+    return found
+
+
+def table(todo: Mapping[str, Any], out: pathlib.Path) -> list[str]:
+    """Millions of frames (minutes) to each score, by setting and seed, as Markdown."""
+    scores = todo["scores"]
+    heads = ["setting", "seed", *(f"{score:g}" for score in scores), "last", "lowest after", "K/s"]
+    lines = [_line(heads), _line(["---"] * len(heads))]
+    for name in todo["settings"]:
+        reached: list[float] = []
+        for seed in todo["seeds"]:
+            so_far = points(out / f"{name}-{seed}")
+            if not so_far:
+                continue
+            cells = []
+            for score in scores:
+                at = next((one for one in so_far if one.score >= score), None)
+                cells.append(f"{at.frames / 1e6:.2f} ({at.minutes:.1f})" if at else "")
+            first = next((i for i, one in enumerate(so_far) if one.score >= scores[-1]), None)
+            reached.append(float("inf") if first is None else so_far[first].frames)
+            lowest = "" if first is None else f"{min(p.score for p in so_far[first:]):.1f}"
+            speed = statistics.median(point.frames_per_sec for point in so_far) / 1e3
+            last = f"{so_far[-1].score:.1f} at {so_far[-1].frames / 1e6:.2f}"
+            lines.append(_line([name, str(seed), *cells, last, lowest, f"{speed:.1f}"]))
+        if len(reached) > 1:
+            middle = statistics.median(reached) / 1e6
+            lines.append(f"{name}: {scores[-1]:g} after {middle:.2f} M frames (median)")
+    return lines
+
+
+def draw(todo: Mapping[str, Any], out: pathlib.Path, picture: pathlib.Path) -> int:
+    """The curves, a colour a setting, by ``impala_torch.plot``."""
+    names = [(name, seed) for seed in todo["seeds"] for name in todo["settings"]]
+    there = [(name, seed) for name, seed in names if points(out / f"{name}-{seed}")]
+    folders = [str(out / f"{name}-{seed}") for name, seed in there]
+    labels = "--labels=" + ",".join(f"{name} {seed}" for name, seed in there)
+    command = [sys.executable, "-m", "impala_torch.plot", *folders, "--group=none", labels]
+    return subprocess.run([*command, f"--out={picture}"], cwd=ROOT, check=False).returncode
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

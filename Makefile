@@ -16,11 +16,7 @@ BENCH_FLAGS ?=
 train: setup
 	$(PYTHON) run_experiment_mm_raw.py --follow \
 	  --workers_csv_path=sandbox/local_workers_example.csv \
-	  --level_name=PongNoFrameskip-v4 --agent_name=ShallowConvNetAgent \
-	  --batch_size=8 --unroll_length=20 \
-	  --entropy_cost=0.01 --learning_rate=0.0008 --epsilon=0.001 \
-	  --gradients_clipping=40 \
-	  --total_environment_frames=30000000 $(TRAIN_FLAGS)
+	  --preset=atari_fast --level_name=PongNoFrameskip-v4 $(TRAIN_FLAGS)
 
 setup:
 	@VENV="$(abspath $(VENV))" docker/setup.sh train

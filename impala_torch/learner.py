@@ -207,7 +207,7 @@ class Learner:
             if self._backwards == self.config.batches_per_step:
                 tally.stepped(self._metrics, self._step())
                 self._backwards = 0
-        self.algorithm.used()
+        self.algorithm.used(self._decayed(1.0))
         if self._backwards == 0:
             self.state.frames += self.frames_per_batch * self.config.batches_per_step
             self._publish()

@@ -378,3 +378,30 @@ def test_an_actor_loads_no_horovod_and_no_tensorboard(run_python):
     )
     result = run_python("-c", code)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.slow
+def test_appo_learns_goes_on_with_what_it_kept_and_is_played(run_python, tmp_path):
+    logdir = tmp_path / "run"
+    flags = ["--algorithm=appo", "--level_name=CartPole-v1", "--agent_name=MLPAgent"]
+    flags += ["--reward_clipping=none", "--normalize_observations", "--normalize_values"]
+    flags += ["--num_actors=2", "--progress_secs=1", f"--logdir={logdir}"]
+    first = run_python("experiment.py", *flags, "--total_environment_frames=100000")
+    assert first.returncode == 0, first.stderr
+    rows = metrics_of(logdir)
+    assert float(rows[-1]["episode_raw_return"]) > 60
+    assert {"kl", "clipped_share"} <= rows[-1].keys()
+    kept = checkpoint.restore(logdir)["algorithm"]["learning_rate_scale"]
+    frames = frames_of(logdir)
+    # 32 unrolls of 32 steps a batch, twice in two minibatches.
+    assert int(rows[-1]["updates"]) * 32 * 32 == frames * 2 * 2
+    wrong = run_python("experiment.py", f"--logdir={logdir}", *flags[1:4])
+    assert wrong.returncode == 2
+    assert "was trained with --normalize_observations=True" in wrong.stderr
+    more = run_python("experiment.py", *flags, "--total_environment_frames=130000")
+    assert more.returncode == 0, more.stderr
+    assert f"going on from {frames:,} frames" in more.stderr
+    assert kept != 1 or len(rows) < 3
+    played = run_python("experiment.py", "--mode=test", f"--logdir={logdir}")
+    assert played.returncode == 0, played.stderr
+    assert "mean" in played.stdout

@@ -129,19 +129,22 @@ class Appo(Algorithm):
             assert self._target.normalizer is not None
             self._target.normalizer.load_state_dict(seen.state_dict())
 
-    def used(self) -> None:
+    def used(self, left: float) -> None:
         """Makes the step smaller where a batch moved the policy too far, larger where too little.
 
-        Mean divergence of the weights before each part of the batch from those before all.
+        By the mean divergence of the weights before each part of the batch from those before all.
+        It goes with the square of the step, and so what is aimed at falls with the square of the
+        schedule: else the scale would undo that.
         """
         divergence = torch.stack(self._divergence).mean()
         self._divergence = []
         if not self.config.target_kl:
             return
         self.ranks.average(divergence)
-        if float(divergence) > 2 * self.config.target_kl:
+        target = self.config.target_kl * left**2
+        if float(divergence) > 2 * target:
             self._scale.div_(_KL_FACTOR).clamp_(min=_LEAST_SCALE)
-        elif float(divergence) < 0.5 * self.config.target_kl:
+        elif float(divergence) < 0.5 * target:
             self._scale.mul_(_KL_FACTOR).clamp_(max=_LARGEST_SCALE)
 
     def kept(self) -> dict[str, torch.Tensor]:

@@ -111,8 +111,12 @@ class Algorithm:
     def stepped(self) -> None:
         """After each step of the optimizer."""
 
-    def used(self) -> None:
-        """After the last step with a batch."""
+    def used(self, left: float) -> None:
+        """After the last step with a batch.
+
+        Args:
+          left: of the learning rate's schedule: 1 at frame 0, 0 at the end.
+        """
 
     def kept(self) -> dict[str, torch.Tensor]:
         """What it keeps beside the agent, by name: saved, broadcast, and restored in place."""

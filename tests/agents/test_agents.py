@@ -1,5 +1,7 @@
 """The zoo: shapes, resets, inputs, precision, and weights as they travel."""
 
+import time
+
 import pytest
 import torch
 
@@ -178,6 +180,42 @@ def test_precision_follows_the_flag_and_the_machine(monkeypatch):
     for has, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda has=has: has)
         assert precision.resolve("auto", "cpu") == dtype
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_auto_takes_what_a_trial_finds_faster(monkeypatch, learning):
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: True)
+    tried = []
+
+    def make(dtype):
+        tried.append(dtype)
+        return build("ShallowConvNetAgent", dtype=dtype)
+
+    before = torch.random.get_rng_state()
+    found = precision.choose("auto", "cpu", make, ATARI, 8, learning)
+    assert tried == [torch.float32, torch.bfloat16]
+    assert found in tried
+    assert torch.equal(torch.random.get_rng_state(), before)  # the run's numbers are as they were
+
+    # Whatever this processor is good at: one that takes its time loses.
+    for slow, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+
+        def trial(agent, *_, slow=slow):
+            return lambda: time.sleep(0.02 if agent.dtype == slow else 0.001)
+
+        monkeypatch.setattr(precision, "_trial", trial)
+        assert precision.choose("auto", "cpu", make, ATARI, 8, learning) == expected
+
+
+def test_nothing_is_tried_where_the_flag_or_the_machine_says_it(monkeypatch):
+    def make(dtype):
+        raise AssertionError("not to be tried")
+
+    for flag in ("float32", "bfloat16"):
+        assert precision.name_of(precision.choose(flag, "cpu", make, ATARI, 8, True)) == flag
+    assert precision.choose("auto", "cpu", make, VECTOR, 8, True) == torch.float32
+    monkeypatch.setattr(precision, "_cpu_has_bfloat16", lambda: False)
+    assert precision.choose("auto", "cpu", make, ATARI, 8, True) == torch.float32
 
 
 @pytest.mark.parametrize("name", ZOO)

@@ -252,11 +252,11 @@ def test_minibatches_are_each_unroll_once_and_dealt_anew():
 # --- what it keeps ------------------------------------------------------------------------------
 
 
-def used_with(divergences, **flags) -> float:
+def used_with(divergences, left=1.0, **flags) -> float:
     algorithm = Appo(FLAGS.replace(**flags), make_agent("MLPAgent", SPEC), None, Group())
     for divergence in divergences:
         algorithm._divergence = [torch.tensor(divergence)]
-        algorithm.used()
+        algorithm.used(left)
     return algorithm.learning_rate_scale
 
 
@@ -267,6 +267,9 @@ def test_the_step_follows_the_divergence():
     assert used_with([1.0] * 50, target_kl=0.01) == pytest.approx(0.03)
     assert used_with([0.0] * 50, target_kl=0.01) == pytest.approx(10)
     assert used_with([1.0, 0.0], target_kl=0.0) == 1
+    # Half of the schedule is left, and a quarter of the target.
+    assert used_with([0.0051], left=0.5, target_kl=0.01) == pytest.approx(1 / 1.5)
+    assert used_with([0.0049, 0.0013], left=0.5, target_kl=0.01) == 1
 
 
 def impact(target_log_probs, behaviour, new, advantages, clipping):

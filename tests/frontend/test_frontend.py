@@ -84,6 +84,18 @@ def test_dry_run_prints_every_command_and_makes_nothing(frontend, tmp_path, tmux
     assert os.listdir(tmux_dir) == []
 
 
+def test_what_a_preset_says_of_a_whole_run_is_shared_out(frontend, tmp_path):
+    """2 learners and 3 actors of the example learn as one learner with one actor would."""
+    flags = [f"--logdir={tmp_path / 'run'}", "--dry_run", "--preset=atari_fast"]
+    done = frontend(f"--workers_csv_path={EXAMPLE}", *flags)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    for line in lines:
+        words = shlex.split(line)
+        for flag in ("--batch_size=16", "--num_envs=11", "--total_batch_size=0"):
+            assert words.count(flag) == words.count(str(ROOT / "experiment.py")), flag
+
+
 def test_the_default_logdir_is_one_for_all(frontend, tmp_path):
     argv = [f"--workers_csv_path={EXAMPLE}", "--dry_run", "--level_name=ALE/Pong-v5"]
     done = frontend(*argv, "--key_file=my.key", cwd=tmp_path)

@@ -195,7 +195,7 @@ class Learner:
         tally.learned_from(batch.arrays, self.state.updates)
         unroll = self.feed.on_device(batch)
         self._observe(unroll)
-        unroll = self.stacked(unroll)
+        unroll = self.prepared(unroll)
         for part in self.algorithm.parts(unroll, self.state.updates):
             loss, metrics = self.algorithm.loss(part, self.entropy_cost)
             if self._backwards == 0:
@@ -228,10 +228,10 @@ class Learner:
         self.algorithm.stepped()
         return norm
 
-    def stacked(self, unroll: Unroll[torch.Tensor]) -> Unroll[torch.Tensor]:
-        """An unroll whose observations [T + 1, B, ...] are what the agent sees, frames stacked."""
-        frames, done = unroll.observation, unroll.done
-        return unroll._replace(observation=stack_frames(frames, done, self._stack))
+    def prepared(self, unroll: Unroll[torch.Tensor]) -> Unroll[torch.Tensor]:
+        """An unroll whose observations [T + 1, B, ...] are as the network takes them, stacked."""
+        stacks = stack_frames(unroll.observation, unroll.done, self._stack)
+        return unroll._replace(observation=self.agent.prepared(stacks))
 
     def forward(
         self, unroll: Unroll[torch.Tensor], network: torch.nn.Module | None = None
@@ -239,7 +239,7 @@ class Learner:
         """The agent's outputs [T + 1, B, ...] over an unroll, from the agent state at row 0.
 
         Args:
-          unroll: [T + 1, B, ...], ``stacked``.
+          unroll: [T + 1, B, ...], ``prepared``.
           network: another than the agent that is trained, of its kind.
         """
         inputs = AgentInput(

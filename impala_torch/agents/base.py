@@ -1,7 +1,6 @@
 """What all agents of the zoo have in common: torso, last reward and action, core, heads."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +26,7 @@ class Agent(nn.Module):
     torso: nn.Module
     recurrent = False
     image = True  # whether the observation must be an image, or else a vector
+    picture: MeanPicture | None
     vector_normalizer: VectorNormalizer | None
     value_scale: ValueScale | None
 
@@ -39,7 +39,7 @@ class Agent(nn.Module):
         super().__init__()
         self.num_actions = spec.num_actions
         self.dtype = dtype
-        self.vector_normalizer = self.value_scale = None
+        self.picture = self.vector_normalizer = self.value_scale = None
         self._acts_only = dtype == torch.float32
 
     def for_acting(self) -> "Agent":
@@ -62,7 +62,8 @@ class Agent(nn.Module):
         first = [module for module in self.modules() if isinstance(module, PixelConv2d)]
         if len(first) != 1:
             raise ValueError(f"its torso has {len(first)} PixelConv2d instead of one, its first")
-        first[0].subtract_mean(spec.observation.shape)
+        first[0].scale = _DEVIATIONS / 255
+        self.picture = MeanPicture(spec.observation.shape)
 
     def normalize_values(self) -> None:
         """Makes this an agent whose baseline's head learns numbers of mean 0 and deviation 1.
@@ -73,15 +74,18 @@ class Agent(nn.Module):
         self._check_forward("values")
         self.value_scale = ValueScale()
 
+    @property
+    def _own_forward(self) -> bool:
+        return type(self).forward is not Agent.forward
+
     def _check_forward(self, what: str) -> None:
-        if type(self).forward is not Agent.forward:
+        if self._own_forward:
             raise ValueError(f"its forward is its own, and so must be how it normalizes {what}")
 
     @property
     def normalizer(self) -> MeanPicture | VectorNormalizer | None:
         """The statistics of what it sees, for the learner to keep; None without any."""
-        kinds = (MeanPicture, VectorNormalizer)
-        return next((module for module in self.modules() if isinstance(module, kinds)), None)
+        return self.picture if self.image else self.vector_normalizer
 
     def add_heads(self, features: int) -> None:
         """Makes what follows a torso of ``features`` features: LSTM, policy and baseline."""
@@ -138,10 +142,33 @@ class Agent(nn.Module):
             if self.vector_normalizer is not None:
                 observation = self.vector_normalizer(observation)
             return self.torso(observation)
-        observation = observation.contiguous(memory_format=torch.channels_last).to(self.dtype)
+        observation = self._pixels(observation)
         # Autocast keeps the weights in float32 for the optimizer, and casts them at each call.
         with torch.autocast(observation.device.type, self.dtype, enabled=not self._acts_only):
             return self.torso(observation).float()
+
+    def prepared(self, observation: torch.Tensor) -> torch.Tensor:
+        """Observations [T', B, ...] as the torso takes them: ``forward`` takes these too.
+
+        For what is seen several times with the same statistics: passes over pixels cost as much
+        as convolutions.
+        """
+        if not self.image or type(self)._features is not Agent._features or self._own_forward:
+            return observation
+        return self._pixels(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
+
+    def _pixels(self, observation: torch.Tensor) -> torch.Tensor:
+        """[N, C, H, W] uint8, or what this gave -> in ``dtype``, less the mean picture."""
+        if observation.is_floating_point():
+            return observation
+        pixels = observation.contiguous(memory_format=torch.channels_last).to(self.dtype)
+        if self.picture is not None:
+            # Not conv(x) - conv(m), though that is cheaper: its gradient is the difference of two
+            # large ones, and in bfloat16 wrong by a tenth.
+            mean = self.picture.mean.to(self.dtype).expand(1, *pixels.shape[1:])
+            # In the order of the pixels' memory: else this takes ten times as long.
+            pixels -= mean.contiguous(memory_format=torch.channels_last)
+        return pixels
 
     def _unroll(
         self, core_input: torch.Tensor, done: torch.Tensor, state: torch.Tensor
@@ -169,29 +196,13 @@ class Agent(nn.Module):
 class PixelConv2d(nn.Conv2d):
     """A network's first convolution: takes pixels of 0 to 255 as if they were scaled to 1.
 
-    The scale goes to the weights: a pass over pixels costs as much as the convolution. The mean
-    picture, where it is subtracted, is worth such a pass: conv(x) - conv(m) would be cheaper, but
-    its gradient is the difference of two large ones, and in bfloat16 wrong by a tenth.
+    The scale goes to the weights: a pass over the pixels costs as much as the convolution.
     """
 
-    picture: MeanPicture | None
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Takes what ``nn.Conv2d`` takes."""
-        super().__init__(*args, **kwargs)
-        self.picture, self._scale = None, 1 / 255
-
-    def subtract_mean(self, shape: tuple[int, ...]) -> None:
-        """Has it see frames of ``shape`` ([H, W], stacked, or [C, H, W]) less the mean picture."""
-        self.picture = MeanPicture(shape)
-        self._scale = _DEVIATIONS / 255
+    scale = 1 / 255
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self.picture is not None:
-            mean = self.picture.mean.to(pixels.dtype).expand(1, *pixels.shape[1:])
-            # In the order of the pixels' memory: else this takes ten times as long.
-            pixels = pixels - mean.contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(pixels, self.weight * self._scale, self.bias)
+        return self._conv_forward(pixels, self.weight * self.scale, self.bias)
 
 
 def init_orthogonal(torso: nn.Module) -> None:

@@ -32,7 +32,7 @@ class _Running(nn.Module):
 
 
 class MeanPicture(_Running):
-    """The mean picture of the frames, subtracted by ``PixelConv2d``."""
+    """The mean picture of the frames, [H, W] where they are stacked, or [C, H, W]."""
 
     @torch.no_grad()
     def moments(self, observation: torch.Tensor) -> torch.Tensor:

@@ -75,7 +75,8 @@ class Algorithm:
     def parts(self, unroll: Unroll[torch.Tensor], seed: int) -> Iterator[Part]:
         """The parts of a batch that the updates are made with, one after the other.
 
-        --batch_reuse passes over the batch, each in --num_minibatches that are dealt anew.
+        A batch is dealt into --num_minibatches once, and those are gone through --batch_reuse
+        times, each time in another order.
 
         Args:
           unroll: the batch, [T + 1, B, ...].
@@ -83,22 +84,26 @@ class Algorithm:
         """
         targets = self.targets(unroll)
         size, count = unroll.reward.shape[1], self.config.num_minibatches
-        for number in range(self.config.batch_reuse):
-            if count == 1:
-                yield Part(unroll, targets)
-                continue
-            for chosen in self._deal(size, count, seed * self.config.batch_reuse + number):
-                chosen = chosen.to(unroll.reward.device)
-                some = {name: value[:, chosen] for name, value in targets.items()}
-                yield Part(columns_of(unroll, chosen), some)
+        generator = torch.Generator().manual_seed(seed)
+        dealt = [Part(unroll, targets)]
+        if count > 1:
+            dealt = [
+                Part(
+                    columns_of(unroll, chosen),
+                    {name: value[:, chosen] for name, value in targets.items()},
+                )
+                for chosen in self._deal(size, count, generator).to(unroll.reward.device)
+            ]
+        for _ in range(self.config.batch_reuse):
+            for number in torch.randperm(count, generator=generator).tolist():
+                yield dealt[number]
 
-    def _deal(self, size: int, count: int, seed: int) -> torch.Tensor:
+    def _deal(self, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
         """[count, size / count] int64: which of ``size`` unrolls each of ``count`` minibatches has.
 
         Of every ``count`` unrolls in a row each minibatch gets one, so that a rank's minibatches
         are its share of those that one learner would make of all ranks' batches.
         """
-        generator = torch.Generator().manual_seed(seed)
         rows = size // count
         dealt = torch.rand(rows * self.ranks.size, count, generator=generator).argsort(dim=1)
         mine = dealt[rows * self.ranks.rank :][:rows]

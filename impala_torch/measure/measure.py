@@ -238,7 +238,7 @@ def overlap_secs(learner: Learner) -> float:
     ]
     found = []
     for _ in range(_FEWEST_UPDATES):
-        part = next(learner.algorithm.parts(learner.stacked(batch), 0))
+        part = next(learner.algorithm.parts(learner.prepared(batch), 0))
         loss, _ = learner.algorithm.loss(part, learner.config.entropy_cost)
         learner.optimizer.zero_grad()
         ready.clear()

@@ -210,7 +210,7 @@ def _learning(config: Config, options: Options) -> Row:
         return steps
 
     def bare() -> int:
-        part = next(learner.algorithm.parts(learner.stacked(batch.tensors), 0))
+        part = next(learner.algorithm.parts(learner.prepared(batch.tensors), 0))
         loss, _ = learner.algorithm.loss(part, config.entropy_cost)
         learner.optimizer.zero_grad()
         loss.backward()

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from impala_torch.agents import ZOO, make_agent, make_for, weights
-from impala_torch.agents.base import PixelConv2d
 from impala_torch.agents.normalizers import MeanPicture, ValueScale, VectorNormalizer
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
@@ -45,45 +44,66 @@ def test_statistics_follow_for_ever():
     assert 0.9 < float(normalizer.mean) < 1
 
 
+def looking(spec, dtype=torch.float32):
+    """An agent whose torso is one convolution of its pixels, normalized; and that convolution."""
+    torch.manual_seed(2)
+    agent = ZOO["ShallowConvNetAgent"](spec, dtype)
+    convolution = agent.torso[0].layers[0]
+    agent.torso = torch.nn.Sequential(convolution, torch.nn.Flatten())
+    agent.normalize_observations(spec)
+    return agent, convolution
+
+
 @pytest.mark.parametrize("spec", [ATARI, COLOUR], ids=["stacked", "colours"])
 def test_the_mean_picture_is_subtracted_from_what_the_convolution_sees(spec):
     torch.manual_seed(1)
-    rows, batch = 3, 2
-    frames = torch.randint(0, 256, (rows, batch, *spec.observation.shape), dtype=torch.uint8)
-    channels = spec.observation.stack if spec is ATARI else 3
-    convolution = PixelConv2d(channels, 16, 8, stride=4)
-    convolution.subtract_mean(spec.observation.shape)
-    picture = convolution.picture
-    picture.take_in(picture.moments(frames))
+    frames = torch.randint(0, 256, (3, 2, *spec.observation.shape), dtype=torch.uint8)
+    agent, convolution = looking(spec)
+    agent.picture.take_in(agent.picture.moments(frames))
     mean = frames.float().mean(dim=(0, 1))
-    torch.testing.assert_close(picture.mean, mean)
-    pixels = torch.randint(0, 256, (5, channels, 84, 84)).float()
+    torch.testing.assert_close(agent.picture.mean, mean)
+    channels = spec.observation.stack if spec is ATARI else 3
+    pixels = torch.randint(0, 256, (5, channels, 84, 84), dtype=torch.uint8)
     expected = torch.nn.functional.conv2d(
         (pixels - mean) * 3 / 255, convolution.weight, convolution.bias, stride=4
-    )
-    torch.testing.assert_close(convolution(pixels), expected, rtol=1e-4, atol=1e-4)
+    ).flatten(1)
+    torch.testing.assert_close(agent._features(pixels), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_gradients_in_bfloat16_are_those_of_float32_where_little_moves():
     """As in Pong: nearly all of a picture is background, which must not drown what moves."""
     torch.manual_seed(1)
     background = torch.randint(60, 200, (1, 84, 84))
-    frames = background.expand(16, 4, 84, 84).clone()
+    frames = background.expand(16, 4, 84, 84).to(torch.uint8).clone()
     for number in range(16):
         frames[number, :, 3 * number : 3 * number + 4, 40:44] = 236
-    weighting = torch.randn(16, 16, 20, 20)
+    weighting = torch.randn(16, 16 * 20 * 20)
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(2)
-        convolution = PixelConv2d(4, 16, 8, stride=4)
-        convolution.subtract_mean((84, 84))
-        convolution.picture.take_in(background.flatten().float())
-        with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            pixels = frames.contiguous(memory_format=torch.channels_last).to(dtype)
-            (convolution(pixels).float() * weighting).sum().backward()
+        agent, convolution = looking(ATARI, dtype)
+        agent.picture.take_in(background.flatten().float())
+        (agent._features(frames) * weighting).sum().backward()
         gradients.append(convolution.weight.grad.flatten())
     apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
     assert apart < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ZOO)
+def test_what_is_prepared_once_is_seen_as_it_would_be(name, dtype):
+    spec = spec_for(name)
+    agent = make_for(Config(agent_name=name, normalize_observations=True), spec, dtype)
+    inputs = random_inputs(spec, 3, 2)
+    state = agent.initial_state(2)
+    expected, _ = agent(inputs, state)
+    kept = inputs.observation.clone()
+    prepared = inputs._replace(observation=agent.prepared(inputs.observation))
+    assert prepared.observation.dtype == (dtype if agent.image else torch.float32)
+    found, _ = agent(prepared, state)
+    assert torch.equal(found.baseline, expected.baseline)
+    again, _ = agent(prepared, state)
+    assert torch.equal(again.baseline, expected.baseline)
+    assert torch.equal(inputs.observation, kept)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -141,6 +161,7 @@ def test_an_agent_that_cannot_says_so():
             return super().forward(inputs, state)
 
     agent = OwnForward(VECTOR)
+    assert agent.prepared(torch.ones(1, 1, 5)).dtype == torch.float32
     with pytest.raises(ValueError, match="forward is its own"):
         agent.normalize_observations(VECTOR)
     with pytest.raises(ValueError, match="forward is its own"):
@@ -151,6 +172,12 @@ def test_an_agent_that_cannot_says_so():
             super().__init__(spec, dtype)
             self.torso[0].layers[0] = torch.nn.Conv2d(4, 16, 8, stride=4)
 
+    class OwnForwardOfPixels(ZOO["ShallowConvNetAgent"]):
+        def forward(self, inputs, state):
+            return super().forward(inputs, state)
+
+    pixels = torch.zeros((1, 1, 4, 84, 84), dtype=torch.uint8)
+    assert OwnForwardOfPixels(ATARI).prepared(pixels) is pixels  # as its author expects them
     with pytest.raises(ValueError, match="has 0 PixelConv2d"):
         NoPixelConv(ATARI).normalize_observations(ATARI)
 

@@ -177,7 +177,9 @@ def _learner(config: Config) -> dict[str, float]:
             "update_jitter": (quarters[2] - quarters[0]) / _QUARTILES / quarters[1],
             "overlap_secs": overlap_secs(learner),
             "adding_beside": float(learner.device.type == "cuda"),
-            "averagings_per_update": config.batch_reuse / config.batches_per_step,
+            "averagings_per_update": config.batch_reuse
+            * config.num_minibatches
+            / config.batches_per_step,
             "gradient_bytes": sum(parameter.nbytes for parameter in learner.parameters),
             "weights_bytes": weights.pack(learner.agent, config.weights_precision).nbytes,
         }

@@ -48,6 +48,10 @@ def _check_range(field: dataclasses.Field[Any], value: float) -> None:
 def check(config: Config) -> None:
     """Raises UserError for values that cannot work, naming the flag."""
     check_ranges(config)
+    if config.virtual_batch_size and config.total_batch_size:
+        raise UserError(
+            "--virtual_batch_size is of each learner, and --total_batch_size of all: give one"
+        )
     if config.virtual_batch_size % config.batch_size:
         raise UserError(
             f"--virtual_batch_size={config.virtual_batch_size} is no multiple of "
@@ -60,7 +64,7 @@ def check(config: Config) -> None:
             "--virtual_batch_size lets each go before its step: give one of them, or a larger "
             "--batch_size"
         )
-    if config.batch_size % config.num_minibatches:
+    if config.batch_size % config.num_minibatches and not config.total_batch_size:
         raise UserError(
             f"--batch_size={config.batch_size} is no multiple of "
             f"--num_minibatches={config.num_minibatches}"

@@ -211,7 +211,7 @@ def test_an_algorithm_has_defaults_a_preset_goes_before_and_given_flags_before_b
         (["--preset=atari_fast", "--algorithm=impala"], "--preset=atari_fast is of --algorithm=ap"),
         (["--algorithm=appo", "--momentum=0.5"], "--momentum is of --algorithm=impala, not appo"),
         (["--target_kl=0.1"], "--target_kl is of --algorithm=appo, not impala"),
-        (["--algorithm=appo", "--virtual_batch_size=64"], "--virtual_batch_size lets each go"),
+        (["--algorithm=appo", "--batch_size=32", "--virtual_batch_size=64"], "lets each go"),
         (["--num_minibatches=3", "--batch_size=8"], "--batch_size=8 is no multiple of"),
         (["--algorithm=ppo"], "ppo"),
     ],

@@ -17,6 +17,7 @@ few = st.integers(1, 12)
 @given(total=st.integers(1, 100), learners=few, actors=few, parts=st.integers(1, 4))
 def test_shares_make_the_whole_and_fit_the_minibatches(total, learners, actors, parts):
     run = Config(total_num_envs=total, total_batch_size=total, num_minibatches=parts)
+    check(run)
     found = shared_out(run, learners, actors)
     check(found)
     assert 0 <= found.num_envs * actors - total < actors
@@ -51,6 +52,11 @@ def test_what_is_given_for_each_goes_before_an_algorithms_total():
         parsed("--total_num_envs=8", "--num_envs=4")
     # As processes get them from what starts a run.
     assert parsed("--total_num_envs=0", "--num_envs=4").num_envs == 4
+
+
+def test_two_ways_to_say_a_learners_batch_are_told():
+    with pytest.raises(UserError, match="--virtual_batch_size is of each learner"):
+        parsed("--total_batch_size=8", "--virtual_batch_size=16")
 
 
 def test_processes_get_the_shares_whatever_the_algorithms_defaults():

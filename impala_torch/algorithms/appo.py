@@ -133,15 +133,16 @@ class Appo(Algorithm):
         """Makes the step smaller where a batch moved the policy too far, larger where too little.
 
         By the mean divergence of the weights before each part of the batch from those before all.
-        It goes with the square of the step, and so what is aimed at falls with the square of the
-        schedule: else the scale would undo that.
+        What is aimed at stays for the first half of the schedule, while there is much to learn, and
+        falls in the second: divergence goes with the square of the step, so it is the square that
+        makes the step fall linearly. Else the scale would undo the schedule.
         """
         divergence = torch.stack(self._divergence).mean()
         self._divergence = []
         if not self.config.target_kl:
             return
         self.ranks.average(divergence)
-        target = self.config.target_kl * left**2
+        target = self.config.target_kl * min(1.0, 2 * left) ** 2
         if float(divergence) > 2 * target:
             self._scale.div_(_KL_FACTOR).clamp_(min=_LEAST_SCALE)
         elif float(divergence) < 0.5 * target:

@@ -467,8 +467,8 @@ class Config:
         0.01,
         "Divergence that the policy should move with each batch, in nats: the learning rate gets "
         "smaller by a third where it moves twice as far, larger by a half where it moves half as "
-        "far. Falls with the square of the learning rate's schedule. 0 = the learning rate is as "
-        "given.",
+        "far. It falls to 0 in the second half of --total_environment_frames. 0 = the learning "
+        "rate is as given.",
         low=0,
         algorithm="appo",
     )

@@ -274,9 +274,10 @@ def test_the_step_follows_the_divergence():
     assert used_with([1.0] * 50, target_kl=0.01) == pytest.approx(0.03)
     assert used_with([0.0] * 50, target_kl=0.01) == pytest.approx(10)
     assert used_with([1.0, 0.0], target_kl=0.0) == 1
-    # Half of the schedule is left, and a quarter of the target.
-    assert used_with([0.0051], left=0.5, target_kl=0.01) == pytest.approx(1 / 1.5)
-    assert used_with([0.0049, 0.0013], left=0.5, target_kl=0.01) == 1
+    # The first half of the schedule changes nothing; then a quarter is left, and of the target too.
+    assert used_with([0.019, 0.0051], left=0.5, target_kl=0.01) == 1
+    assert used_with([0.0051], left=0.25, target_kl=0.01) == pytest.approx(1 / 1.5)
+    assert used_with([0.0049, 0.0013], left=0.25, target_kl=0.01) == 1
 
 
 def impact(target_log_probs, behaviour, new, advantages, clipping):

@@ -130,8 +130,8 @@ class Config:
         RUN,
         "none",
         "Defaults that work together, for the flags that are not given: atari_fast = Atari games "
-        "on a few CPU cores; atari_impala = the same with --algorithm=impala "
-        "(sandbox/case_studies.md tells how well).",
+        "on a few CPU cores; atari_impala = the same with --algorithm=impala; classic = CartPole, "
+        "Acrobot, MountainCar, LunarLander (sandbox/case_studies.md tells how well).",
         choices=tuple(PRESETS),
     )
     config: str = flag(

@@ -42,9 +42,26 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "entropy_decay": True,
         "total_environment_frames": 5_000_000,
     },
-    # The same with the paper's algorithm: many small updates on fresh data. Short unrolls keep the
-    # lag at five updates; momentum makes ten times the step of the learning rate; clipping keeps
-    # the first steps small, while RMSProp's mean square comes down from one.
+    # Gymnasium's classic control and LunarLander, whose rewards and observations are of any scale.
+    "classic": {
+        "algorithm": "appo",
+        "agent_name": "MLPAgent",
+        "level_name": "CartPole-v1",
+        "normalize_observations": True,
+        "normalize_values": True,
+        "reward_clipping": "none",
+        "total_num_envs": 16,
+        "total_batch_size": 16,
+        "unroll_length": 64,
+        "num_minibatches": 4,
+        "batch_reuse": 4,
+        "entropy_decay": True,
+        "vtrace_lambda": 0.98,
+        "total_environment_frames": 1_000_000,
+    },
+    # Atari again with the paper's algorithm: many small updates on fresh data. Short unrolls keep
+    # the lag at five updates; momentum makes ten times the step of the learning rate; clipping
+    # keeps the first steps small, while RMSProp's mean square comes down from one.
     "atari_impala": {
         "agent_name": "ShallowConvNetAgent",
         "num_envs": 24,

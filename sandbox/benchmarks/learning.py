@@ -54,7 +54,9 @@ def main() -> int:
     args = parser.parse_args()
     todo = json.loads(args.settings.read_text())
     if not args.table and not args.picture:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        # A shell ignores Ctrl-C for what it starts in the background, and children inherit that.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             for seed in todo["seeds"]:
                 for name in todo["settings"]:

@@ -133,8 +133,8 @@ def plan(
     """
     here = Here(ROOT, sys.executable)
     # Workers run in the project's directory, and all of them share the run's.
-    num_actors = sum(len(one.actors) for one in sets)
-    config = shared_out(config, len(sets), num_actors).replace(
+    own = [actor.num_envs for one in sets for actor in one.actors]  # 0 = --num_envs
+    config = shared_out(config, len(sets), own.count(0), sum(own)).replace(
         logdir=os.path.abspath(config.logdir or default_logdir(config.level_name)),
         key_file=os.path.abspath(os.path.expanduser(config.key_file)) if config.key_file else "",
     )

@@ -216,9 +216,8 @@ class Learner:
     def _observe(self, unroll: Unroll[torch.Tensor]) -> None:
         """Has the agent's statistics of what it sees follow all ranks' batches."""
         if self.agent.normalizer is not None:
-            moments = self.agent.normalizer.moments(unroll.observation[self._stack - 1 :])
-            self.group.average(moments)
-            self.agent.normalizer.take_in(moments)
+            newest = unroll.observation[self._stack - 1 :]
+            self.agent.normalizer.follow(newest, self.group.average)
 
     def _step(self) -> torch.Tensor | None:
         for group in self.optimizer.param_groups:

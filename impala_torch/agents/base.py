@@ -69,9 +69,11 @@ class Agent(nn.Module):
         """Makes this an agent whose baseline's head learns numbers of mean 0 and deviation 1.
 
         Raises:
-          ValueError: it has a forward of its own.
+          ValueError: it has a forward, or a baseline's head, of its own.
         """
         self._check_forward("values")
+        if not isinstance(self.baseline, nn.Linear):
+            raise ValueError(f"its baseline is a {type(self.baseline).__name__} and no Linear")
         self.value_scale = ValueScale()
 
     @property

@@ -1,8 +1,10 @@
 """What agents know of the scale of what they see and expect: running statistics, kept as buffers.
 
 They travel with the weights, and so are the same in learning, acting and evaluation; only the
-learner changes them (``take_in``), from the batches of all ranks.
+learner changes them (``follow``), from the batches of all ranks.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -11,6 +13,8 @@ from torch import nn
 _LEAST_RATE = 1e-3
 _LARGEST = 10.0  # deviations that a number may stand out
 _LEAST_DEVIATION = 1e-3  # of values: what is always the same is not to be blown up
+# Overwrites a tensor with the average of all ranks'.
+Average = Callable[[torch.Tensor], None]
 _ROWS = 8  # of an unroll's frames that the mean picture is of: neighbours are alike
 
 
@@ -25,8 +29,16 @@ class _Running(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("batches", torch.zeros(()))
 
-    def _rate(self) -> torch.Tensor:
-        """Counts a batch; its share in the statistics, []."""
+    def _begin(self, batch: torch.Tensor, average: Average) -> torch.Tensor:
+        """Counts a batch [n, *shape]; its share in the statistics, [].
+
+        The mean of the first is where they start: moments are taken about the mean so far, since
+        about 0 those of numbers far from it have no digits left.
+        """
+        if not self.batches:
+            start = batch.mean(dim=0)
+            average(start)
+            self.mean.copy_(start)
         self.batches += 1
         return (1 / self.batches).clamp(min=_LEAST_RATE)
 
@@ -35,15 +47,13 @@ class MeanPicture(_Running):
     """The mean picture of the frames, [H, W] where they are stacked, or [C, H, W]."""
 
     @torch.no_grad()
-    def moments(self, observation: torch.Tensor) -> torch.Tensor:
-        """What ``take_in`` wants of an unroll's frames [rows, B, *shape] uint8: [prod(shape)]."""
-        some = observation[:: max(1, len(observation) // _ROWS)]
-        return some.float().mean(dim=(0, 1)).flatten() - self.mean.flatten()
-
-    @torch.no_grad()
-    def take_in(self, moments: torch.Tensor) -> None:
-        """Follows ``moments``, the mean of all ranks'."""
-        self.mean += self._rate() * moments.view_as(self.mean)
+    def follow(self, observation: torch.Tensor, average: Average) -> None:
+        """Takes in an unroll's frames, [rows, B, *shape] uint8, of all ranks."""
+        some = observation[:: max(1, len(observation) // _ROWS)].flatten(0, 1).float()
+        rate = self._begin(some, average)
+        apart = some.mean(dim=0) - self.mean
+        average(apart)
+        self.mean += rate * apart
 
 
 class VectorNormalizer(_Running):
@@ -61,18 +71,11 @@ class VectorNormalizer(_Running):
         return ((observation - self.mean) / deviation).clamp(-_LARGEST, _LARGEST)
 
     @torch.no_grad()
-    def moments(self, observation: torch.Tensor) -> torch.Tensor:
-        """First and second moments about the mean so far of an unroll [rows, B, D]: [2 D]."""
-        apart = observation.flatten(0, -2) - self.mean
-        return torch.cat([apart.mean(dim=0), apart.square().mean(dim=0)])
-
-    @torch.no_grad()
-    def take_in(self, moments: torch.Tensor) -> None:
-        """Follows ``moments``, the mean of all ranks'."""
-        first, second = moments.chunk(2)
-        rate = self._rate()
-        self.mean += rate * first
-        self.variance.mul_(1 - rate).add_(rate * second).sub_((rate * first).square())
+    def follow(self, observation: torch.Tensor, average: Average) -> None:
+        """Takes in an unroll's vectors, [rows, B, D], of all ranks."""
+        vectors = observation.flatten(0, -2)
+        rate = self._begin(vectors, average)
+        _move(self.mean, self.variance, vectors, rate, average)
 
 
 class ValueScale(_Running):
@@ -82,11 +85,11 @@ class ValueScale(_Running):
     """
 
     deviation: torch.Tensor
-    square: torch.Tensor
+    variance: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__((1,))
-        self.register_buffer("square", torch.zeros(1))
+        self.register_buffer("variance", torch.ones(1))
         self.register_buffer("deviation", torch.ones(1))
 
     def forward(self, baseline: torch.Tensor) -> torch.Tensor:
@@ -94,18 +97,27 @@ class ValueScale(_Running):
         return baseline * self.deviation + self.mean
 
     @torch.no_grad()
-    def moments(self, targets: torch.Tensor) -> torch.Tensor:
-        """First and second moments of value targets [T, B]: [2]."""
-        return torch.stack([targets.mean(), targets.square().mean()])
-
-    @torch.no_grad()
-    def take_in(self, moments: torch.Tensor, head: nn.Linear) -> None:
-        """Follows ``moments``, the mean of all ranks'; ``head`` gives the same values as before."""
-        rate = self._rate()
+    def follow(self, targets: torch.Tensor, average: Average, head: nn.Linear) -> None:
+        """Takes in value targets, [T, B], of all ranks; ``head`` gives the values it gave."""
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
-        self.mean += rate * (moments[0] - self.mean)
-        self.square += rate * (moments[1] - self.square)
-        variance = (self.square - self.mean.square()).clamp(min=0)
-        self.deviation.copy_(variance.sqrt().clamp(min=_LEAST_DEVIATION))
+        values = targets.reshape(-1, 1)
+        _move(self.mean, self.variance, values, self._begin(values, average), average)
+        self.deviation.copy_(self.variance.clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION))
         head.weight.mul_(old_deviation / self.deviation)
         head.bias.mul_(old_deviation).add_(old_mean - self.mean).div_(self.deviation)
+
+
+def _move(
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    batch: torch.Tensor,
+    rate: torch.Tensor,
+    average: Average,
+) -> None:
+    """Moves a running mean and variance [D] towards those of a batch [n, D] of all ranks."""
+    apart = batch - mean
+    moments = torch.stack([apart.mean(dim=0), apart.square().mean(dim=0)])
+    average(moments)
+    first, second = moments
+    mean += rate * first
+    variance.mul_(1 - rate).add_(rate * second).sub_((rate * first).square())

@@ -18,6 +18,7 @@ from impala_torch.agents import Agent
 from impala_torch.algorithms.base import Algorithm, Forward, Metrics, Part, Ranks
 from impala_torch.algorithms.rewards import discounts_of, rewards_of
 from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.structures import Unroll
 
 # The step follows the divergence as rl_games' "adaptive" schedule has it.
@@ -37,12 +38,18 @@ class Appo(Algorithm):
     def __init__(self, config: Config, agent: Agent, forward: Forward, ranks: Ranks) -> None:
         super().__init__(config, agent, forward, ranks)
         self._scale = torch.ones(1)
-        self._divergence: list[torch.Tensor] = []  # of this batch's parts, each [] float32
+        self._first: Part | None = None  # part of the batch at hand
+        self._divergence: list[torch.Tensor] = []  # at its other parts, each [] float32
         self._target: Agent | None = None  # the agent as it was; None = the agent itself
         # Steps since that was copied; at the start it is due.
         self._steps = torch.full((1,), float(config.target_network))
         if config.target_network:
-            self._target = copy.deepcopy(agent).requires_grad_(False)
+            try:
+                self._target = copy.deepcopy(agent).requires_grad_(False)
+            except Exception as error:  # whatever an agent of the user's own raises
+                raise UserError(
+                    f"--target_network: --agent_name={config.agent_name} cannot be copied: {error}"
+                ) from error
 
     @torch.no_grad()
     def targets(self, unroll: Unroll[torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -65,9 +72,7 @@ class Appo(Algorithm):
         if self.config.normalize_advantages:
             advantages = self._normalized(advantages)
         if self.agent.value_scale is not None:
-            moments = self.agent.value_scale.moments(found.vs)
-            self.ranks.average(moments)
-            self.agent.value_scale.take_in(moments, self.agent.baseline)
+            self.agent.value_scale.follow(found.vs, self.ranks.average, self.agent.baseline)
         reference = found.behaviour_action_log_probs
         if self._target is not None:  # IMPACT's ratio, pi / mu times min(mu / target, rho)
             least = reference - math.log(_LARGEST_TARGET_RATIO)
@@ -95,9 +100,11 @@ class Appo(Algorithm):
         entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean()
         total = pg_loss + value_loss - entropy_cost * entropy
         with torch.no_grad():
-            old = targets["old_log_probs"]
-            kl = (old.exp() * (old - log_probs)).sum(dim=-1).mean()
-            self._divergence.append(kl)
+            kl = _divergence(targets["old_log_probs"], log_probs)
+            if self._first is None:  # the weights are still those that it is told from
+                self._first = part
+            else:
+                self._divergence.append(kl)
             metrics = {
                 "total_loss": total,
                 "pg_loss": pg_loss,
@@ -113,7 +120,7 @@ class Appo(Algorithm):
 
     @property
     def learning_rate_scale(self) -> float:  # type: ignore[override]
-        return float(self._scale)
+        return float(self._scale) if self.config.target_kl else 1.0
 
     def stepped(self) -> None:
         self._steps += 1
@@ -132,15 +139,22 @@ class Appo(Algorithm):
     def used(self, left: float) -> None:
         """Makes the step smaller where a batch moved the policy too far, larger where too little.
 
-        By the mean divergence of the weights before each part of the batch from those before all.
-        What is aimed at stays for the first half of the schedule, while there is much to learn, and
-        falls in the second: divergence goes with the square of the step, so it is the square that
-        makes the step fall linearly. Else the scale would undo the schedule.
+        By the mean divergence at the batch's parts, but the first: of the weights before each from
+        those before all, or from the target network where there is one. What is aimed at stays for
+        the first half of the schedule, while there is much to learn, and falls in the second:
+        divergence goes with the square of the step, so it is the square that makes the step fall
+        linearly. Else the scale would undo the schedule.
         """
-        divergence = torch.stack(self._divergence).mean()
-        self._divergence = []
-        if not self.config.target_kl:
+        first, others = self._first, self._divergence
+        self._first, self._divergence = None, []
+        if not self.config.target_kl or first is None:
             return
+        if not others:  # the only part: seen again, after its step
+            with torch.no_grad():
+                outputs = self.forward(first.unroll, None)
+                log_probs = F.log_softmax(outputs.policy_logits[:-1].float(), dim=-1)
+                others = [_divergence(first.targets["old_log_probs"], log_probs)]
+        divergence = torch.stack(others).mean()
         self.ranks.average(divergence)
         target = self.config.target_kl * min(1.0, 2 * left) ** 2
         if float(divergence) > 2 * target:
@@ -162,6 +176,11 @@ class Appo(Algorithm):
         self.ranks.average(moments)
         deviation = (moments[1] - moments[0].square()).clamp(min=0).sqrt()
         return (advantages - moments[0]) / (deviation + _EPSILON)
+
+
+def _divergence(old: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """Mean KL divergence of ``new`` from ``old``, log-probabilities [T, b, A]; []."""
+    return (old.exp() * (old - new)).sum(dim=-1).mean()
 
 
 def surrogate_loss(ratios: torch.Tensor, advantages: torch.Tensor, clipping: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ Everything else is the algorithm's own affair. A new one is a file beside this o
 from collections.abc import Callable, Iterator, Mapping
 from typing import ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -80,11 +81,12 @@ class Algorithm:
 
         Args:
           unroll: the batch, [T + 1, B, ...].
-          seed: another one for each batch, the same on all ranks.
+          seed: another one for each batch, the same on all ranks; that of the run counts too.
         """
         targets = self.targets(unroll)
         size, count = unroll.reward.shape[1], self.config.num_minibatches
-        generator = torch.Generator().manual_seed(seed)
+        seeds = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
+        generator = torch.Generator().manual_seed(int(seeds[0]))
         dealt = [Part(unroll, targets)]
         if count > 1:
             dealt = [

@@ -101,6 +101,9 @@ def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
         if "preset" in present:
             raise UserError("--config and --preset both choose the flags: give one of them")
         values = _read(known["config"])
+        theirs = values.get("algorithm", Config.algorithm)
+        if "algorithm" in present and known["algorithm"] != theirs:
+            raise UserError(f"--config={known['config']} is of --algorithm={theirs}: leave one")
     else:
         preset = PRESETS[known.get("preset", "none")]
         chosen = known.get("algorithm", Config.algorithm)

@@ -465,18 +465,18 @@ class Config:
     target_kl: float = flag(
         LOSS,
         0.01,
-        "Divergence that the policy should move with each batch, in nats: the learning rate gets "
-        "smaller by a third where it moves twice as far, larger by a half where it moves half as "
-        "far. It falls to 0 in the second half of --total_environment_frames. 0 = the learning "
-        "rate is as given.",
+        "Divergence of the policy from that before a batch (with --target_network from that), mean "
+        "over the batch's later updates, in nats: the learning rate gets smaller by a third where "
+        "it is twice as much, larger by a half where it is half as much. It falls to 0 in the "
+        "second half of --total_environment_frames. 0 = the learning rate is as given.",
         low=0,
         algorithm="appo",
     )
     target_network: int = flag(
         LOSS,
         0,
-        "Updates between copies of the network to one that stands still between them, which gives "
-        "the targets, and which the policy must stay near (IMPACT). 0 = none.",
+        "Updates after which, at the next batch, the network is copied to one that stands still in "
+        "between, gives the targets, and which the policy must stay near (IMPACT). 0 = none.",
         low=0,
         algorithm="appo",
     )

@@ -63,6 +63,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     # the lag at five updates; momentum makes ten times the step of the learning rate; clipping
     # keeps the first steps small, while RMSProp's mean square comes down from one.
     "atari_impala": {
+        "algorithm": "impala",
         "agent_name": "ShallowConvNetAgent",
         "num_envs": 24,
         "batch_size": 8,

@@ -30,6 +30,7 @@ class Rates(NamedTuple):
 
 def run(config: Config) -> str:
     """Samples, and says in a line what that reached."""
+    config = shared_out(config, 1, config.num_actors or cores.usable())
     rates = measure(config)
     return (
         f"{rates.steps_per_sec:,.0f} agent steps/s, {rates.frames_per_sec:,.0f} frames/s "

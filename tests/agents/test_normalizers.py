@@ -11,13 +11,17 @@ from impala_torch.flags.errors import UserError
 from tests.agents.test_agents import ATARI, COLOUR, VECTOR, random_inputs, spec_for
 
 
+def alone(tensor: torch.Tensor) -> None:
+    """The average over a group of one."""
+
+
 def test_vectors_get_mean_0_and_deviation_1_also_far_from_0():
     rng = np.random.default_rng(1)
     batches = [rng.normal([3000, -5, 0], [2, 0.5, 1e-3], (10, 8, 3)) for _ in range(20)]
     normalizer = VectorNormalizer(3)
     for batch in batches:
         vectors = torch.tensor(batch, dtype=torch.float32)
-        normalizer.take_in(normalizer.moments(vectors))
+        normalizer.follow(vectors, alone)
     everything = np.concatenate(batches).reshape(-1, 3)
     np.testing.assert_allclose(normalizer.mean, everything.mean(0), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(normalizer.variance.sqrt(), everything.std(0), rtol=2e-2)
@@ -31,16 +35,16 @@ def test_what_never_changes_is_no_division_by_zero():
     normalizer = VectorNormalizer(1)
     vectors = torch.full((4, 2, 1), 7.0)
     for _ in range(3):
-        normalizer.take_in(normalizer.moments(vectors))
+        normalizer.follow(vectors, alone)
     assert normalizer(vectors).abs().max() == 0
 
 
 def test_statistics_follow_for_ever():
     normalizer = VectorNormalizer(1)
     for _ in range(1500):
-        normalizer.take_in(normalizer.moments(torch.zeros(2, 2, 1)))
+        normalizer.follow(torch.zeros(2, 2, 1), alone)
     for _ in range(3000):
-        normalizer.take_in(normalizer.moments(torch.ones(2, 2, 1)))
+        normalizer.follow(torch.ones(2, 2, 1), alone)
     assert 0.9 < float(normalizer.mean) < 1
 
 
@@ -59,7 +63,7 @@ def test_the_mean_picture_is_subtracted_from_what_the_convolution_sees(spec):
     torch.manual_seed(1)
     frames = torch.randint(0, 256, (3, 2, *spec.observation.shape), dtype=torch.uint8)
     agent, convolution = looking(spec)
-    agent.picture.take_in(agent.picture.moments(frames))
+    agent.picture.follow(frames, alone)
     mean = frames.float().mean(dim=(0, 1))
     torch.testing.assert_close(agent.picture.mean, mean)
     channels = spec.observation.stack if spec is ATARI else 3
@@ -81,7 +85,7 @@ def test_gradients_in_bfloat16_are_those_of_float32_where_little_moves():
     gradients = []
     for dtype in (torch.float32, torch.bfloat16):
         agent, convolution = looking(ATARI, dtype)
-        agent.picture.take_in(background.flatten().float())
+        agent.picture.follow(background.unsqueeze(0).to(torch.uint8), alone)
         (agent._features(frames) * weighting).sum().backward()
         gradients.append(convolution.weight.grad.flatten())
     apart = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
@@ -116,7 +120,7 @@ def test_every_agent_of_the_zoo_can_normalize_and_its_statistics_are_weights(nam
     assert added == ({"mean", "batches"} if agent.image else {"mean", "batches", "variance"})
     observation = random_inputs(spec, 6, 2).observation
     frames = observation[:, :, -1] if agent.image else observation
-    agent.normalizer.take_in(agent.normalizer.moments(frames))
+    agent.normalizer.follow(frames, alone)
     plain.load_state_dict(agent.state_dict(), strict=False)
     other = make_for(config, spec)
     weights.load_flat(other, weights.flatten(agent))
@@ -125,7 +129,7 @@ def test_every_agent_of_the_zoo_can_normalize_and_its_statistics_are_weights(nam
     assert torch.equal(agent(inputs, state)[0].baseline, other(inputs, state)[0].baseline)
     differs = plain(inputs, state)[0].baseline - agent(inputs, state)[0].baseline
     assert differs.abs().max() > 1e-4
-    # Acting, evaluating and learning change nothing: only the learner's ``take_in`` does.
+    # Acting, evaluating and learning change nothing: only the learner's ``follow`` does.
     before = weights.flatten(agent)
     agent(inputs, state)[0].baseline.sum().backward()
     assert torch.equal(weights.flatten(agent), before)
@@ -135,7 +139,7 @@ def test_acting_in_bfloat16_sees_the_mean_picture_as_learning_does():
     config = Config(agent_name="ShallowConvNetAgent", normalize_observations=True)
     torch.manual_seed(2)
     agent = make_for(config, ATARI, torch.bfloat16)
-    agent.normalizer.take_in(torch.full((84 * 84,), 100.3))
+    agent.normalizer.mean.fill_(100.3)
     acting = make_for(config, ATARI, torch.bfloat16).for_acting()
     weights.load_flat(acting, weights.flatten(agent))
     inputs = random_inputs(ATARI, 1, 4)
@@ -149,10 +153,22 @@ def test_values_keep_what_they_were_when_their_scale_moves():
     features = torch.randn(9, 4)
     before = scale(head(features))
     targets = torch.randn(5, 3) * 20 + 100
-    scale.take_in(scale.moments(targets), head)
+    scale.follow(targets, alone, head)
     torch.testing.assert_close(scale(head(features)), before, rtol=1e-4, atol=1e-4)
     assert float(scale.mean) == pytest.approx(float(targets.mean()), rel=1e-4)
     assert float(scale.deviation) == pytest.approx(float(targets.std(correction=0)), rel=1e-3)
+
+
+@pytest.mark.parametrize("deviation", [0.1, 1.0, 1e4])
+def test_so_does_what_is_far_from_0_from_the_first_batch_on(deviation):
+    rng = np.random.default_rng(3)
+    numbers = torch.tensor(rng.normal(1e4, deviation, (33, 32)), dtype=torch.float32)
+    scale, head = ValueScale(), torch.nn.Linear(4, 1)
+    scale.follow(numbers, alone, head)
+    assert float(scale.deviation) == pytest.approx(float(numbers.std()), rel=2e-2)
+    normalizer = VectorNormalizer(1)
+    normalizer.follow(numbers.unsqueeze(-1), alone)
+    assert float(normalizer.variance.sqrt()) == pytest.approx(float(numbers.std()), rel=2e-2)
 
 
 def test_an_agent_that_cannot_says_so():
@@ -165,6 +181,11 @@ def test_an_agent_that_cannot_says_so():
     with pytest.raises(ValueError, match="forward is its own"):
         agent.normalize_observations(VECTOR)
     with pytest.raises(ValueError, match="forward is its own"):
+        agent.normalize_values()
+
+    agent = ZOO["MLPAgent"](VECTOR)
+    agent.baseline = torch.nn.Sequential(agent.baseline)
+    with pytest.raises(ValueError, match="its baseline is a Sequential"):
         agent.normalize_values()
 
     class NoPixelConv(ZOO["ShallowConvNetAgent"]):
@@ -196,4 +217,5 @@ def test_only_moments_of_a_few_frames_are_taken():
     picture = MeanPicture((2, 2))
     frames = torch.zeros((33, 1, 2, 2), dtype=torch.uint8)
     frames[::4] = 8
-    assert picture.moments(frames).tolist() == [8, 8, 8, 8]
+    picture.follow(frames, alone)
+    assert picture.mean.tolist() == [[8, 8], [8, 8]]

@@ -1,5 +1,7 @@
 """APPO against NumPy transcriptions, and its updates against an independent PPO."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from impala_torch.algorithms import appo
 from impala_torch.algorithms.appo import Appo
 from impala_torch.algorithms.base import Part
 from impala_torch.flags.config import Config
+from impala_torch.flags.errors import UserError
 from impala_torch.learning import optimizers
 from impala_torch.learning.group import Group
 from impala_torch.structures import (
@@ -204,7 +207,8 @@ def test_updates_are_those_of_an_independent_ppo():
     old = torch.distributions.Categorical(logits=outputs.policy_logits[:-1])
     old_log_probs = old.log_prob(unroll.action[:-1])
     adam = torch.optim.Adam(theirs.parameters(), lr=0.003, eps=1e-5)
-    generator = torch.Generator().manual_seed(5)
+    seeds = np.random.SeedSequence([config.seed, 5]).generate_state(1)
+    generator = torch.Generator().manual_seed(int(seeds[0]))
     dealt = ours._deal(B, 2, generator)
     for _ in range(2):
         for columns in dealt[torch.randperm(2, generator=generator)]:
@@ -262,7 +266,7 @@ def test_minibatches_have_each_unroll_once_and_come_in_another_order_each_time()
 def used_with(divergences, left=1.0, **flags) -> float:
     algorithm = Appo(FLAGS.replace(**flags), make_agent("MLPAgent", SPEC), None, Group())
     for divergence in divergences:
-        algorithm._divergence = [torch.tensor(divergence)]
+        algorithm._first, algorithm._divergence = Part(None, {}), [torch.tensor(divergence)]
         algorithm.used(left)
     return algorithm.learning_rate_scale
 
@@ -278,6 +282,36 @@ def test_the_step_follows_the_divergence():
     assert used_with([0.019, 0.0051], left=0.5, target_kl=0.01) == 1
     assert used_with([0.0051], left=0.25, target_kl=0.01) == pytest.approx(1 / 1.5)
     assert used_with([0.0049, 0.0013], left=0.25, target_kl=0.01) == 1
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_divergence_is_of_what_the_batch_moved(minibatches):
+    """Also of a batch that is used once, whose only loss is told of before its step."""
+    config = FLAGS.replace(target_kl=1e-6, num_minibatches=minibatches, batch_reuse=1)
+    torch.manual_seed(1)
+    agent = make_agent("MLPAgent", SPEC)
+    algorithm = Appo(config, agent, lambda unroll, network: run(agent, unroll), Group())
+    unroll = tensors(unroll_of(4))
+    for moves, scale in ((0.3, 1 / 1.5), (0.0, 1.0)):
+        for part in algorithm.parts(unroll, seed=1):
+            algorithm.loss(part, 0.0)
+            with torch.no_grad():
+                agent.policy.bias[0] += moves
+        algorithm.used(1.0)
+        assert algorithm.learning_rate_scale == pytest.approx(scale)
+
+
+def test_the_given_step_is_kept_to_after_a_run_that_followed_the_divergence():
+    algorithm = Appo(FLAGS, make_agent("MLPAgent", SPEC), None, Group())  # --target_kl=0
+    algorithm.kept()["learning_rate_scale"].fill_(7.0)  # of the checkpoint
+    assert algorithm.learning_rate_scale == 1
+
+
+def test_an_agent_that_cannot_be_copied_is_told():
+    agent = make_agent("MLPAgent", SPEC)
+    agent.lock = threading.Lock()
+    with pytest.raises(UserError, match="--target_network: --agent_name=SimpleConvNetAgent cannot"):
+        Appo(FLAGS.replace(target_network=2), agent, None, Group())
 
 
 def impact(target_log_probs, behaviour, new, advantages, clipping):

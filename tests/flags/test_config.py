@@ -209,6 +209,7 @@ def test_an_algorithm_has_defaults_a_preset_goes_before_and_given_flags_before_b
     ("argv", "words"),
     [
         (["--preset=atari_fast", "--algorithm=impala"], "--preset=atari_fast is of --algorithm=ap"),
+        (["--preset=atari_impala", "--algorithm=appo"], "--preset=atari_impala is of --algorithm"),
         (["--algorithm=appo", "--momentum=0.5"], "--momentum is of --algorithm=impala, not appo"),
         (["--target_kl=0.1"], "--target_kl is of --algorithm=appo, not impala"),
         (["--algorithm=appo", "--batch_size=32", "--virtual_batch_size=64"], "lets each go"),
@@ -252,6 +253,13 @@ def test_a_runs_config_starts_the_same_again_in_a_new_place(tmp_path):
     config = read([f"--config={path}", "--batch_size=9"])
     assert config == Config(seed=7, momentum=0.5, batch_size=9)
     assert read([f"--config={written(tmp_path, learning_rate=1)}"]).learning_rate == 1.0
+
+
+def test_a_runs_config_has_its_algorithm(tmp_path):
+    path = written(tmp_path, algorithm="appo", preset="atari_fast")
+    assert read([f"--config={path}", "--algorithm=appo"]).algorithm == "appo"
+    with pytest.raises(UserError, match=r"config.json is of --algorithm=appo: leave one"):
+        read([f"--config={path}", "--algorithm=impala"])
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,12 @@ def test_shares_make_the_whole_and_fit_the_minibatches(total, learners, actors, 
     assert shared_out(found, learners, actors) == found
 
 
+def test_actors_with_a_number_of_their_own_leave_the_others_the_rest():
+    run = Config(total_num_envs=32)
+    assert shared_out(run, 2, 2, taken=4).num_envs == 14
+    assert shared_out(run, 2, 2, taken=40).num_envs == 1
+
+
 def test_without_totals_flags_stay():
     assert shared_out(Config(num_envs=7), 3, None) == Config(num_envs=7)
 

@@ -76,8 +76,8 @@ class Algorithm:
     def parts(self, unroll: Unroll[torch.Tensor], seed: int) -> Iterator[Part]:
         """The parts of a batch that the updates are made with, one after the other.
 
-        A batch is dealt into --num_minibatches once, and those are gone through --batch_reuse
-        times, each time in another order.
+        --batch_reuse times the whole batch, each time dealt anew into --num_minibatches. (Dealt
+        once, the same minibatches each time, Pong took twice as many frames.)
 
         Args:
           unroll: the batch, [T + 1, B, ...].
@@ -87,18 +87,13 @@ class Algorithm:
         size, count = unroll.reward.shape[1], self.config.num_minibatches
         seeds = np.random.SeedSequence([self.config.seed, seed]).generate_state(1)
         generator = torch.Generator().manual_seed(int(seeds[0]))
-        dealt = [Part(unroll, targets)]
-        if count > 1:
-            dealt = [
-                Part(
-                    columns_of(unroll, chosen),
-                    {name: value[:, chosen] for name, value in targets.items()},
-                )
-                for chosen in self._deal(size, count, generator).to(unroll.reward.device)
-            ]
         for _ in range(self.config.batch_reuse):
-            for number in torch.randperm(count, generator=generator).tolist():
-                yield dealt[number]
+            if count == 1:
+                yield Part(unroll, targets)
+                continue
+            for chosen in self._deal(size, count, generator).to(unroll.reward.device):
+                some = {name: value[:, chosen] for name, value in targets.items()}
+                yield Part(columns_of(unroll, chosen), some)
 
     def _deal(self, size: int, count: int, generator: torch.Generator) -> torch.Tensor:
         """[count, size / count] int64: which of ``size`` unrolls each of ``count`` minibatches has.

@@ -359,8 +359,8 @@ class Config:
     num_minibatches: int = flag(
         LEARNING,
         1,
-        "Parts that a batch is dealt into, for an update with each; in another order each time "
-        "that it is learned from. --batch_size is a multiple of it.",
+        "Parts that a batch is dealt into, anew each time that it is learned from, for an update "
+        "with each. --batch_size is a multiple of it.",
         above=0,
     )
     queue_capacity: int = flag(

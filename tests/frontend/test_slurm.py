@@ -314,6 +314,10 @@ def test_a_learner_and_its_actor_train_in_an_allocation(
     assert frames_of(logdir) >= 60000
 
 
+def most_actors(logdir) -> int:
+    return max(int(row["actors"] or 0) for row in metrics_of(logdir))
+
+
 @pytest.mark.slow
 def test_two_learners_are_a_step_that_stops_with_a_checkpoint(
     cluster, start, free_port, monkeypatch, tmp_path
@@ -331,12 +335,13 @@ def test_two_learners_are_a_step_that_stops_with_a_checkpoint(
             start(slurm.srun_actor(job, node, experiment("actor", 0, host, logdir), cwd=str(ROOT)))
             for node, host in zip(job.hostnames, hosts, strict=True)
         ]
-        wait_until(lambda: has_frames(logdir), timeout=120)
+        # Learners share: they train from the first actor on.
+        wait_until(lambda: has_frames(logdir) and most_actors(logdir) == 2, timeout=120)
         learning.send_signal(slurm.STOP_SIGNAL)
         assert learning.wait(timeout=60) == 0
         assert [one.wait(timeout=30) for one in acting] == [0, 0]
     assert frames_of(logdir) > 0
-    assert max(int(row["actors"]) for row in metrics_of(logdir)) == 2
+    assert most_actors(logdir) == 2
 
 
 @pytest.mark.slow

@@ -118,9 +118,6 @@ class Unroll(NamedTuple, Generic[Array]):
     weights_version: Array  # [E] int64, learner updates behind the weights that acted
 
 
-_WITHOUT_ROWS = frozenset({"initial_action", "agent_state", "weights_version"})
-
-
 def unroll_layout(
     spec: EnvironmentSpec, unroll_length: int, state_size: int
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], str]]:
@@ -149,11 +146,15 @@ def unroll_layout(
     }
 
 
+_ANY = EnvironmentSpec(ObservationSpec((), "float32", 1), 1)
+_WITH_ROWS = frozenset(name for name, (rows, _, _) in unroll_layout(_ANY, 1, 0).items() if rows)
+
+
 def columns_of(unroll: Unroll[Array], columns: Any) -> Unroll[Array]:
     """An unroll of some of the environments, by their numbers (an index array or tensor)."""
     return Unroll(
         **{
-            name: array[columns] if name in _WITHOUT_ROWS else array[:, columns]
+            name: array[:, columns] if name in _WITH_ROWS else array[columns]
             for name, array in unroll._asdict().items()
         }
     )

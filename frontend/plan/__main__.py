@@ -24,7 +24,6 @@ from frontend.tables import table
 from impala_torch.flags import command_line
 from impala_torch.flags.config import PER_PROCESS, Config
 from impala_torch.flags.errors import UserError
-from impala_torch.flags.shares import shared_out
 
 _ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _QUICK_SECS = 1.0
@@ -109,7 +108,6 @@ def parse(argv: Sequence[str]) -> tuple[Options, Config, frozenset[str]]:
     command_line.define_flags(values, skip=PER_PROCESS)
     command_line.parse_flags(["plan", *rest], values)
     config = command_line.from_flags(values)
-    config = shared_out(config, 1, config.num_actors or 1)
     if options.quick:
         config = config.replace(sample_secs=_QUICK_SECS)
     return options, config, command_line.given(values)

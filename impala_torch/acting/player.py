@@ -27,10 +27,10 @@ def make_acting_agent(config: Config, tried: bool = False) -> Agent:
     """
     spec = environments.spec_for(config)
     make = functools.partial(make_for, config, spec)
-    dtype = precision.resolve(config.precision, "cpu")
-    if tried:
-        dtype = precision.choose(config.precision, "cpu", make, spec, config.num_envs, False)
-        log.info("acting in %s", precision.name_of(dtype))
+    if not tried:
+        return make(precision.resolve(config.precision, "cpu")).for_acting()
+    dtype = precision.choose(config.precision, "cpu", make, spec, config.num_envs, learning=False)
+    log.info("acting in %s", precision.name_of(dtype))
     return make(dtype).for_acting()
 
 

@@ -166,7 +166,7 @@ class Agent(nn.Module):
         pixels = observation.contiguous(memory_format=torch.channels_last).to(self.dtype)
         if self.picture is not None:
             # Not conv(x) - conv(m), though that is cheaper: its gradient is the difference of two
-            # large ones, and in bfloat16 wrong by a tenth.
+            # large ones, and in bfloat16 wrong by 7%.
             mean = self.picture.mean.to(self.dtype).expand(1, *pixels.shape[1:])
             # In the order of the pixels' memory: else this takes ten times as long.
             pixels -= mean.contiguous(memory_format=torch.channels_last)

@@ -26,15 +26,15 @@ class Rates(NamedTuple):
     steps_per_sec: float  # agent steps
     frames_per_sec: float  # environment frames
     processes: int
+    num_envs: int  # E of each
 
 
 def run(config: Config) -> str:
     """Samples, and says in a line what that reached."""
-    config = shared_out(config, 1, config.num_actors or cores.usable())
     rates = measure(config)
     return (
         f"{rates.steps_per_sec:,.0f} agent steps/s, {rates.frames_per_sec:,.0f} frames/s "
-        f"({rates.processes} process(es) of {config.num_envs} environments, random actions)"
+        f"({rates.processes} process(es) of {rates.num_envs} environments, random actions)"
     )
 
 
@@ -50,7 +50,7 @@ def measure(config: Config) -> Rates:
     count = config.num_actors or cores.usable()
     config = shared_out(config, 1, count)
     steps = sum(side_by_side(_sample, config, count))
-    return Rates(steps, steps * level.num_action_repeats, count)
+    return Rates(steps, steps * level.num_action_repeats, count, config.num_envs)
 
 
 def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[Any]:

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from impala_torch.flags import command_line
+from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 
@@ -26,8 +26,7 @@ def main(argv: list[str]) -> int:
     """Runs what the flags say.
 
     Returns:
-      The exit code: 0, 1 for a failure, 2 for bad input (of an actor's too, which its learner
-      refuses), 3 for an actor whose learner is gone, 130 after Ctrl-C.
+      The exit code, one of ``flags.exit_codes``.
     """
     try:
         config = parse(argv)
@@ -35,7 +34,7 @@ def main(argv: list[str]) -> int:
         return _run(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_codes.USERS_MISTAKE
 
 
 def parse(argv: list[str]) -> Config:
@@ -62,13 +61,13 @@ def _run(config: Config) -> int:
         try:
             print(test_mode.run(config, command_line.given()))
         except KeyboardInterrupt:
-            return 130
-        return 0
+            return exit_codes.INTERRUPTED
+        return exit_codes.FINISHED
     if config.mode == "sample":
         from impala_torch.measure import sample
 
         print(sample.run(config))
-        return 0
+        return exit_codes.FINISHED
     if config.task >= 0 and config.job_name == "actor":
         from impala_torch import actor
 
@@ -89,16 +88,16 @@ def _as_client(run: Callable[[Config], None], config: Config) -> int:
         run(config)
     except Banned as error:
         log.error("%s", error)
-        return 1
+        return exit_codes.FAILED
     except Refused as error:
         log.error("%s", error)
-        return 2
+        return exit_codes.USERS_MISTAKE
     except LearnerGone as error:
         log.error("%s", error)
-        return 3
+        return exit_codes.LEARNER_GONE
     except KeyboardInterrupt:
-        return 130
-    return 0
+        return exit_codes.INTERRUPTED
+    return exit_codes.FINISHED
 
 
 def _learn(config: Config, should_stop) -> int:
@@ -112,11 +111,11 @@ def _learn(config: Config, should_stop) -> int:
             rundir.log_to(logdir / "workers" / "learner-0-0.log")
             log.info("logdir: %s", logdir)
             local.run(config, logdir, should_stop)
-            return 0
+            return exit_codes.FINISHED
         return learner.run(config, group.join(), should_stop)
     except RuntimeError as error:
         log.exception("%s", error)
-        return 1
+        return exit_codes.FAILED
 
 
 def _set_up_logging(config: Config) -> None:

@@ -25,6 +25,7 @@ from impala_torch.endpoint.batches import Batch, BatchQueue, Stock
 from impala_torch.endpoint.run_spec import run_spec_of
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.evaluation.process import EvaluationProcess
+from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config, having, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.shares import shared_out
@@ -352,9 +353,9 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     """Trains as one learner of ``group``, for actors started elsewhere.
 
     Returns:
-      The exit code: 0, 1 where this learner or another failed, 2 where flags do not fit.
+      The exit code, one of ``flags.exit_codes``.
     """
-    code = 0
+    code = exit_codes.FINISHED
     try:
         logdir = _agree_on_logdir(config, group)
         log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
@@ -369,10 +370,10 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
                 learner.close()
     except UserError as error:
         log.error("error: %s", error)
-        code = 2
+        code = exit_codes.USERS_MISTAKE
     except Exception:  # whatever it is, the other ranks must not wait for this one
         log.exception("learner %d ends", group.rank)
-        code = 1
+        code = exit_codes.FAILED
     if code and group.size > 1:
         # The others may be waiting for this one in a place where nothing can be agreed on.
         group.abort(code)

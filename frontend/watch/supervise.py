@@ -22,15 +22,15 @@ from frontend.hosts.ssh import HostError
 from frontend.mpirun import SIGNALS, Job
 from frontend.run_plan import Plan
 from frontend.watch import endpoints
+from impala_torch.flags import exit_codes
 from impala_torch.flags.errors import UserError
 
 _WATCH_SECS = 5.0
 _ACTORS_END_SECS = 2.0  # how long actors may take to end by the endpoint's word
 _HOUR = 3600.0
 _LONGEST_DELAY = 60.0
-# Exit codes of learners that starting again would not change: the end, and a user's mistake.
-_FINAL = (0, 2)
-_USERS_MISTAKE = 2
+# Exit codes of learners that starting again would not change.
+_FINAL = (exit_codes.FINISHED, exit_codes.USERS_MISTAKE, exit_codes.NOT_FINITE)
 
 
 class Supervisor:
@@ -128,7 +128,7 @@ class Supervisor:
 
     def _heal(self, hosts: Hosts, names: list[str]) -> None:
         try:
-            healed = run.heal(self._plan, hosts, names, spare=(_USERS_MISTAKE,))
+            healed = run.heal(self._plan, hosts, names, spare=(exit_codes.USERS_MISTAKE,))
         except Exception as error:  # the learners must not suffer from what actors' hosts do
             _say(f"cannot look after the actors: {error}")
             return
@@ -161,7 +161,7 @@ def main(argv: list[str]) -> int:
         plan = record.load(argv[1])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return exit_codes.USERS_MISTAKE
     code = Supervisor(plan).run()
     with contextlib.suppress(UserError):
         _end_everything_else(plan, code)

@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
-from impala_torch.flags.errors import UserError
+from impala_torch.flags.errors import EnvironmentFault, UserError
 
 log = logging.getLogger(__name__)
 
@@ -55,29 +55,47 @@ def _run(config: Config) -> int:
 
     processes.end_with_parent()
     stop = processes.StopRequest()
+    if config.mode not in ("test", "sample") and not _is_client(config):
+        stop.install()
+        return _learn(config, stop.requested)
+    from impala_torch.measure import sample
+
+    try:
+        return _with_environments(config)
+    except sample.Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return exit_codes.FAILED
+    except EnvironmentFault as error:  # and where in the environment's code, if it raised
+        log.error("%s", error, exc_info=error.__cause__)
+        return exit_codes.FAILED
+    except KeyboardInterrupt:
+        return exit_codes.INTERRUPTED
+
+
+def _is_client(config: Config) -> bool:
+    """Whether this process speaks to a learner's endpoint."""
+    return config.job_name == "evaluator" or (config.job_name == "actor" and config.task >= 0)
+
+
+def _with_environments(config: Config) -> int:
+    """What plays: test mode, sampling, an actor, an evaluator."""
     if config.mode == "test":
         from impala_torch.evaluation import test_mode
 
-        try:
-            print(test_mode.run(config, command_line.given()))
-        except KeyboardInterrupt:
-            return exit_codes.INTERRUPTED
+        print(test_mode.run(config, command_line.given()))
         return exit_codes.FINISHED
     if config.mode == "sample":
         from impala_torch.measure import sample
 
         print(sample.run(config))
         return exit_codes.FINISHED
-    if config.task >= 0 and config.job_name == "actor":
+    if config.job_name == "actor":
         from impala_torch import actor
 
         return _as_client(actor.run, config)
-    if config.job_name == "evaluator":
-        from impala_torch.evaluation import evaluator
+    from impala_torch.evaluation import evaluator
 
-        return _as_client(evaluator.run, config)
-    stop.install()
-    return _learn(config, stop.requested)
+    return _as_client(evaluator.run, config)
 
 
 def _as_client(run: Callable[[Config], None], config: Config) -> int:
@@ -95,14 +113,13 @@ def _as_client(run: Callable[[Config], None], config: Config) -> int:
     except LearnerGone as error:
         log.error("%s", error)
         return exit_codes.LEARNER_GONE
-    except KeyboardInterrupt:
-        return exit_codes.INTERRUPTED
     return exit_codes.FINISHED
 
 
 def _learn(config: Config, should_stop) -> int:
     from impala_torch import learner, local
     from impala_torch.learning import group
+    from impala_torch.learning.finite import NotFinite
     from impala_torch.report import rundir
 
     try:
@@ -113,6 +130,9 @@ def _learn(config: Config, should_stop) -> int:
             local.run(config, logdir, should_stop)
             return exit_codes.FINISHED
         return learner.run(config, group.join(), should_stop)
+    except NotFinite as error:
+        log.error("error: %s", error)
+        return exit_codes.NOT_FINITE
     except RuntimeError as error:
         log.exception("%s", error)
         return exit_codes.FAILED

@@ -8,6 +8,7 @@ updates and frames without talking.
 
 import functools
 import logging
+import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -29,13 +30,14 @@ from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config, having, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.shares import shared_out
-from impala_torch.learning import optimizers
+from impala_torch.learning import finite, optimizers
 from impala_torch.learning.feed import Feed, make_batch
+from impala_torch.learning.finite import NotFinite
 from impala_torch.learning.group import AVERAGE, Group
 from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
 from impala_torch.machine import cores, devices, malloc
-from impala_torch.report import rundir
+from impala_torch.report import provenance, rundir
 from impala_torch.report.progress import Progress
 from impala_torch.report.tally import Tally
 from impala_torch.structures import AgentInput, AgentOutput, EnvironmentSpec, Unroll
@@ -51,6 +53,7 @@ _POLL_SECS = 0.5  # how long a learner without a batch waits before it looks aro
 _SHARING_POLL_SECS = (0.002, 0.05)
 _COMING_SECS = 0.0005  # where unrolls are on their way to it
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
+_SKIPPED_SECS = 10.0  # between words on updates that are not made
 
 
 class Round(NamedTuple):
@@ -87,7 +90,8 @@ class Learner:
         torch.set_num_threads(threads)
         torch.manual_seed(config.seed)
         shared = {name: value for name, value in to_dict(config).items() if name not in _OWN}
-        group.check_same({"version": __version__, "torch": torch.__version__, **shared})
+        code = {"version": __version__, "torch": torch.__version__, "code": provenance.code()}
+        group.check_same({**code, **shared})
 
         level = environments.level_of(config)
         spec = environments.environment_spec(level)
@@ -115,6 +119,8 @@ class Learner:
         steps = group.size * config.batch_size * config.unroll_length
         self.frames_per_batch = steps * level.num_action_repeats
         self._backwards = 0  # since the last step
+        self._skipped_in_a_row = 0  # batches without an update, since none was finite
+        self._told_skipped = -math.inf  # when
         self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(
             self.spec,
@@ -135,6 +141,7 @@ class Learner:
             weights_dtype=config.weights_precision,
             worker_set=group.rank,
             run_id=logdir.name,
+            frames=self.state.frames,
             keys=curve.for_address(config.learner_host, config.key_file),
         )
         self._publish()
@@ -158,6 +165,7 @@ class Learner:
         """Trains to the frame limit, or until any rank's ``should_stop()``; then saves.
 
         Raises:
+          NotFinite: the numbers are not, again and again; the checkpoint is of before.
           RuntimeError: this rank, or another, failed; the checkpoint was written all the same.
         """
         with Progress(
@@ -173,12 +181,20 @@ class Learner:
                 if agreed.stop or batch is None:
                     break
                 self.update(batch, progress.tally)
+                if self._skipped_in_a_row >= finite.MOST_IN_A_ROW:  # on all ranks at once
+                    failure = NotFinite(
+                        f"{self._skipped_in_a_row} batches in a row gave no gradient that is "
+                        "finite: the log says above what had them"
+                    )
+                    break
             try:
                 self.sharing.close()
                 progress.write(self.learning_rate)
             finally:  # after the last numbers, whose games it counts, but whatever becomes of them
                 progress.save()
             progress.end()
+            if isinstance(failure, NotFinite):
+                raise failure
             if failure is not None:
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
             if self.state.frames < self.config.total_environment_frames and agreed.failed:
@@ -197,6 +213,7 @@ class Learner:
         unroll = self.feed.on_device(batch)
         self._observe(unroll)
         unroll = self.prepared(unroll)
+        made, skipped = self.state.updates, self.state.skipped
         for part in self.algorithm.parts(unroll, self.state.updates):
             loss, metrics = self.algorithm.loss(part, self.entropy_cost)
             if self._backwards == 0:
@@ -206,8 +223,12 @@ class Learner:
             self._backwards += 1
             self._metrics = add_metrics(self._metrics, metrics, self._backwards)
             if self._backwards == self.config.batches_per_step:
-                tally.stepped(self._metrics, self._step())
+                self._step(batch, tally)
                 self._backwards = 0
+        if self.state.updates > made:
+            self._skipped_in_a_row = 0
+        elif self.state.skipped > skipped:
+            self._skipped_in_a_row += 1
         self.algorithm.used(self._decayed(1.0))
         if self._backwards == 0:
             self.state.frames += self.frames_per_batch * self.config.batches_per_step
@@ -220,13 +241,30 @@ class Learner:
             newest = unroll.observation[self._stack - 1 :]
             self.agent.normalizer.follow(newest, self.group.average)
 
-    def _step(self) -> torch.Tensor | None:
+    def _step(self, batch: Batch, tally: Tally) -> None:
+        """Steps, unless the gradient is not finite, which is so on all ranks or none."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         norm = self.group.step(self.optimizer, self.parameters, self.config.gradients_clipping)
-        self.state.updates += 1
-        self.algorithm.stepped()
-        return norm
+        if math.isfinite(norm):
+            self.state.updates += 1
+            self.algorithm.stepped()
+            tally.stepped(self._metrics, norm)
+            return
+        self.state.skipped += 1
+        now = time.monotonic()
+        if now - self._told_skipped > _SKIPPED_SECS:
+            self._told_skipped = now
+            half = self.group.size > 1 and self.config.gradients_precision == "float16"
+            log.warning(
+                "update %d is not made (%d so far): its gradient is not finite; --level_name=%s; "
+                "learner %d: %s",
+                self.state.updates + 1,
+                self.state.skipped,
+                self.config.level_name,
+                self.group.rank,
+                finite.what_was_not(self._metrics, batch.arrays, batch.origins, half),
+            )
 
     def prepared(self, unroll: Unroll[torch.Tensor]) -> Unroll[torch.Tensor]:
         """An unroll whose observations [T + 1, B, ...] are as the network takes them, stacked."""
@@ -345,6 +383,9 @@ class Learner:
     # --- weights and batches ---
 
     def _publish(self) -> None:
+        """Gives actors the weights. Raises NotFinite, and gives nothing, where they are not."""
+        if not finite.are_finite(self.parameters):
+            raise NotFinite(f"the weights are not finite after update {self.state.updates}")
         packed = weights.pack(self.agent, self.config.weights_precision)
         self.endpoint.publish(self.state.updates, packed, self.state.frames)
 
@@ -371,6 +412,9 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     except UserError as error:
         log.error("error: %s", error)
         code = exit_codes.USERS_MISTAKE
+    except NotFinite as error:
+        log.error("error: %s", error)
+        code = exit_codes.NOT_FINITE
     except Exception:  # whatever it is, the other ranks must not wait for this one
         log.exception("learner %d ends", group.rank)
         code = exit_codes.FAILED

@@ -30,6 +30,11 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+# In size, that a step may give: its square, summed over any batch, is still a float32.
+LARGEST_REWARD = 1e12
+# The same of a value: rewards of that size, discounted by 0.999.
+LARGEST_VALUE = 1e15
+
 Array = TypeVar("Array")  # np.ndarray, or torch.Tensor
 
 
@@ -56,6 +61,7 @@ class LevelOptions(NamedTuple):
     height: int = 84
     num_action_repeats: int = 0  # environment frames per step; 0 = the usual of the level
     episodic_life: bool = True  # a life lost ends the learner's episode (Atari)
+    max_episode_steps: int = 0  # frames after which a game is cut; 0 = the level's own
 
 
 class EpisodeResult(NamedTuple):

@@ -118,4 +118,4 @@ def random_unroll(spec: RunSpec, num_envs: int, rng: np.random.Generator) -> Unr
 
 def make_batch(spec: RunSpec, size: int) -> Batch:
     arrays = empty_unroll(spec.environment, spec.unroll_length, spec.state_size, size)
-    return Batch(Unroll(*(torch.from_numpy(array) for array in arrays)), arrays)
+    return Batch(Unroll(*(torch.from_numpy(array) for array in arrays)), arrays, [""] * size)

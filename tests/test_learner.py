@@ -10,6 +10,7 @@ from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learner import Learner
 from impala_torch.learning.feed import make_batch
+from impala_torch.learning.finite import NotFinite
 from impala_torch.learning.group import Group
 from impala_torch.report.tally import Tally
 from impala_torch.structures import unroll_layout
@@ -140,3 +141,44 @@ def test_a_seed_gives_the_same_initial_weights(learner_of):
     first, again, other = (learner_of(batch_size=4, seed=seed)[0] for seed in (7, 7, 8))
     assert torch.equal(flat(first), flat(again))
     assert not torch.equal(flat(first), flat(other))
+
+
+@pytest.mark.parametrize(
+    "flags", [{"algorithm": "impala"}, {"algorithm": "appo", "normalize_values": True}]
+)
+def test_what_is_not_finite_changes_nothing_and_is_told(learner_of, caplog, flags):
+    learner, tally = learner_of(batch_size=4, reward_clipping="none", **flags)
+    learner.update(fill(learner, seed=1), tally)
+    before, kept = flat(learner), [tensor.clone() for tensor in learner.state._tensors()]
+    bad = fill(learner)
+    bad.origins[:] = [f"actor 0-{column} on here" for column in range(4)]
+    bad.arrays.reward[2, 3] = np.inf
+    learner.update(bad, tally)
+    if "normalize_values" in flags:  # the head is where finite targets would have had it
+        assert torch.isfinite(flat(learner)).all()
+    else:
+        assert torch.equal(flat(learner), before)
+        assert all(map(torch.equal, learner.state._tensors(), kept))
+    assert (learner.state.updates, learner.state.skipped) == (1, 1)
+    assert learner.state.frames == 2 * 4 * T
+    (words,) = [one.getMessage() for one in caplog.records if "not finite" in one.getMessage()]
+    for part in ("update 2 is not made", "--level_name=CartPole-v1", "policy gradient, baseline;"):
+        assert part in words
+    assert "the largest reward inf, of actor 0-3 on here" in words
+    learner.update(fill(learner, seed=2), tally)
+    assert learner.state.updates == 2
+    assert not torch.equal(flat(learner), before)
+    assert np.isfinite(list(tally.take()["metrics"].values())).all()
+
+
+def test_weights_that_are_not_finite_are_neither_published_nor_saved(learner_of, tmp_path):
+    learner, _ = learner_of(batch_size=4)
+    published = learner.endpoint._weights
+    with torch.no_grad():
+        learner.parameters[0][0, 0] = float("nan")
+    with pytest.raises(NotFinite, match="the weights are not finite after update 0"):
+        learner._publish()
+    assert learner.endpoint._weights is published
+    with pytest.raises(NotFinite, match="no checkpoint was written"):
+        learner.state.save(learner.logdir, learner.config)
+    assert not list(learner.logdir.glob("checkpoint*"))

@@ -183,6 +183,11 @@ def problems(sets: Sequence[SetStatus]) -> list[str]:
                 f"learner {one.index} denied {status['denied_connections']} connection(s) without "
                 "the run's keys"
             )
+        if status.get("skipped_updates") and one.index == sets[0].index:
+            words.append(
+                f"{status['skipped_updates']} update(s) were not made: their gradient was not "
+                "finite, and the learners' logs say why"
+            )
         if status["dropped_unrolls"]:
             words.append(f"learner {one.index} dropped {status['dropped_unrolls']} old unroll(s)")
         words += _slow(one)

@@ -38,7 +38,7 @@ class _Running(nn.Module):
         if not self.batches:
             start = batch.mean(dim=0)
             average(start)
-            self.mean.copy_(start)
+            self.mean.copy_(start.nan_to_num(0.0, 0.0, 0.0))
         self.batches += 1
         return (1 / self.batches).clamp(min=_LEAST_RATE)
 
@@ -118,6 +118,9 @@ def _move(
     apart = batch - mean
     moments = torch.stack([apart.mean(dim=0), apart.square().mean(dim=0)])
     average(moments)
-    first, second = moments
+    # What is not finite would stay so for ever: such a batch is one that nothing is learned from.
+    known = moments.isfinite().all()
+    rate = torch.where(known, rate, 0.0)
+    first, second = torch.where(known, moments, 0.0)
     mean += rate * first
     variance.mul_(1 - rate).add_(rate * second).sub_((rate * first).square())

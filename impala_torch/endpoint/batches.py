@@ -30,6 +30,7 @@ class Batch(NamedTuple):
 
     tensors: Unroll  # of torch.Tensor
     arrays: Unroll[np.ndarray]
+    origins: list[str]  # who acted each unroll, in words
 
 
 class Waiting(NamedTuple):
@@ -38,6 +39,7 @@ class Waiting(NamedTuple):
     sender: Route | None  # None where another learner gave it
     unroll: CompressedUnroll
     env: int
+    origin: str  # who acted it, in words
 
 
 class Stock(NamedTuple):
@@ -153,11 +155,11 @@ class BatchQueue:
             self._reserved -= unrolls
         self.on_room()
 
-    def put(self, sender: Route, unroll: CompressedUnroll, num_envs: int) -> None:
+    def put(self, sender: Route, unroll: CompressedUnroll, num_envs: int, origin: str = "") -> None:
         """Takes over what ``UnrollCodec.decode_fields`` gave, for room set aside before."""
         with self._lock:
             self._reserved -= num_envs
-            self._waiting.extend(Waiting(sender, unroll, env) for env in range(num_envs))
+            self._waiting.extend(Waiting(sender, unroll, env, origin) for env in range(num_envs))
             self._may_work.notify()
 
     # --- the learner's side ---
@@ -318,6 +320,7 @@ class BatchQueue:
                 try:
                     arrays = partial.batch.arrays
                     self._codec.decode_column(waiting.unroll, waiting.env, arrays, column)
+                    partial.batch.origins[column] = waiting.origin
                 except BadMessage as error:
                     columns = [column for _, column in work[done:]]
                     self._leave_out(partial, columns, waiting, str(error))

@@ -9,7 +9,7 @@ import numpy as np
 from impala_torch.endpoint import blocks
 from impala_torch.endpoint.messages import BadMessage, Buffer
 from impala_torch.endpoint.run_spec import RunSpec
-from impala_torch.structures import Unroll, unroll_layout
+from impala_torch.structures import LARGEST_REWARD, LARGEST_VALUE, Unroll, unroll_layout
 
 
 class CompressedUnroll(NamedTuple):
@@ -86,6 +86,9 @@ class UnrollCodec:
         for name in ("reward", "final_value", "policy_logits", "baseline", "agent_state"):
             if not np.isfinite(fields[name]).all():
                 raise BadMessage(f"unroll has {name} that is not finite")
+        for name, largest in (("reward", LARGEST_REWARD), ("final_value", LARGEST_VALUE)):
+            if (np.abs(fields[name]) > largest).any():
+                raise BadMessage(f"unroll has {name} beyond {largest:.0g} in size")
         for block in buffers[1:]:
             try:
                 blocks.check_size(block, self._block_bytes)

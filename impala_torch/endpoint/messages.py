@@ -7,7 +7,8 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 | ------- | --------- | --------------------------------------------------------- | -------------- |
 | actor   | hello     | protocol, spec, task, num_envs, host, pid; role:          |                |
 |         |           | "evaluator" of one that only pulls weights (else absent)  |                |
-| learner | welcome   | worker_set, run_id, instance, layout, dtype (of weights)  |                |
+| learner | welcome   | worker_set, run_id, instance, layout, dtype (of weights), |                |
+|         |           | start: another one for each process of a task             |                |
 | learner | refused   | reason: in words; banned: it was a bad message            |                |
 | actor   | pull      | version: of the weights it has, -1 for none               |                |
 | learner | weights   | version, instance, frames: trained for until then         | flat weights   |
@@ -26,7 +27,8 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 Learners of one run give each other unrolls over MPI (``learning.sharing``), several at a time:
 
 | learner | surplus   | sizes: [[bytes of fields, of block, of block, ...], ...], | all, one after |
-|         |           | a list for the unrolls of one actor's message             | the other      |
+|         |           | a list for the unrolls of one actor's message; origins:   | the other      |
+|         |           | who acted them, in words                                  |                |
 
 ``instance`` is another one at each start of a learner. Versions count a learner's updates, so a
 restarted learner may give weights other than its predecessor's the same version.
@@ -57,7 +59,7 @@ from impala_torch.structures import (
     EpisodeResult,
 )
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_HEADER_BYTES = 1 << 20
 MAX_ENVS = 4096  # of one actor
 EVALUATOR = "evaluator"  # the role of who only pulls weights
@@ -118,29 +120,31 @@ def unwrap(parts: list[memoryview]) -> tuple[bytes, list[memoryview]]:
     return bytes(parts[1]), parts[2:]
 
 
-def pack_surplus(unrolls: Sequence[Sequence[Buffer]]) -> bytes:
+def pack_surplus(unrolls: Sequence[Sequence[Buffer]], origins: Sequence[str]) -> bytes:
     """A 'surplus' in one piece: its header's length, the header, the unrolls' buffers."""
-    header = encode("surplus", sizes=[[len(part) for part in parts] for parts in unrolls])
+    sizes = [[len(part) for part in parts] for parts in unrolls]
+    header = encode("surplus", sizes=sizes, origins=list(origins))
     buffers = [part for parts in unrolls for part in parts]
     return b"".join([len(header).to_bytes(4, "little"), header, *buffers])
 
 
-def unpack_surplus(data: Buffer) -> list[list[memoryview]]:
-    """Undoes ``pack_surplus``. Raises BadMessage."""
+def unpack_surplus(data: Buffer) -> list[tuple[list[memoryview], str]]:
+    """Undoes ``pack_surplus``: buffers and origin of each. Raises BadMessage."""
     view = memoryview(data)
     start = 4 + int.from_bytes(view[:4], "little")
     header = decode(view[4:start])
-    sizes = field(header, "sizes", list)
+    sizes, origins = field(header, "sizes", list), field(header, "origins", list)
     good = all(type(size) is int and size >= 0 for pair in sizes for size in pair)
+    good = good and len(origins) == len(sizes) and all(type(one) is str for one in origins)
     if not good or start + sum(map(sum, sizes)) != len(view):
         raise BadMessage("surplus of another length than it says")
     unrolls = []
-    for pair in sizes:
+    for pair, origin in zip(sizes, origins, strict=True):
         parts = []
         for size in pair:
             parts.append(view[start : start + size])
             start += size
-        unrolls.append(parts)
+        unrolls.append((parts, origin))
     return unrolls
 
 

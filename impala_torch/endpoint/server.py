@@ -47,6 +47,7 @@ class EndpointServer:
         weights_dtype: str = "float32",
         worker_set: int = 0,
         run_id: str = "",
+        frames: int = 0,
         keys: curve.RunKeys | None = None,
     ) -> None:
         """
@@ -59,6 +60,7 @@ class EndpointServer:
           weights_dtype: of the flat weights, told to actors in the welcome.
           worker_set: this learner's number, from which actors derive their seeds.
           run_id: names the run in the welcome.
+          frames: that the run was trained for before this start.
           keys: of the run; None leaves the endpoint open.
 
         Raises:
@@ -78,6 +80,8 @@ class EndpointServer:
         self._by_task: dict[int, Peer] = {}
         self._evaluators: collections.deque[Peer] = collections.deque()  # oldest first
         self._banned: dict[Route, None] = {}  # senders of bad messages, oldest first
+        self._frames_before = frames
+        self._processes: collections.Counter[int] = collections.Counter()  # that came, by task
         self._told_late: set[int] = set()  # tasks that came when the endpoint was closing
         self._queue: collections.deque[Peer] = collections.deque()  # wait for credit, in order
         self._late_bad: collections.deque[tuple[Route, str]] = collections.deque()
@@ -329,6 +333,8 @@ class EndpointServer:
                 reason = f"another process on {peer.host} took the place of --task={peer.task}"
                 self._send(before.route, "refused", reason=reason)
             peer.take_over(before)
+        if before is None or (before.host, before.pid) != (peer.host, peer.pid):
+            self._processes[peer.task] += 1
         self._peers[sender] = self._by_task[peer.task] = peer
         self._welcome(peer)
 
@@ -352,6 +358,8 @@ class EndpointServer:
             instance=self._instance,
             layout=self._layout,
             dtype=self._weights_dtype,
+            # Frames are many more than processes, so no number comes twice.
+            start=self._frames_before + max(0, self._processes[peer.task] - 1),
         )
 
     def _pull(self, peer: Peer, version: int) -> None:
@@ -385,7 +393,8 @@ class EndpointServer:
         acted_with = int(unroll.fields["weights_version"].min())
         peer.count(self.spec.unroll_length * peer.num_envs, len(episodes), waited, acted_with)
         self._episodes.extend((self._version, episode) for episode in episodes)
-        self._batches.put(peer.route, unroll, peer.num_envs)
+        origin = f"actor {self._worker_set}-{peer.task} on {peer.host}"
+        self._batches.put(peer.route, unroll, peer.num_envs, origin)
 
     def _grant(self) -> None:
         """Gives credit to those who wait, first come first served, while there is room."""

@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from impala_torch.flags.config import Config, having
 from impala_torch.flags.errors import UserError
+from impala_torch.learning.finite import all_finite
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +150,17 @@ def _load(path: pathlib.Path, sha256: str | None) -> dict[str, Any]:
         raise ValueError(f"{type(error).__name__}: {error}") from error
     if not isinstance(state, dict) or not {"model", "config", "frames"} <= state.keys():
         raise ValueError("it does not hold what a checkpoint holds")
+    if not all_finite(_tensors_in(state)):
+        raise ValueError("its numbers are not all finite")
     return state
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _tensors_in(part)
 
 
 def _index(logdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -21,7 +21,8 @@ def make_batch(spec: RunSpec, batch_size: int, device: torch.device) -> Batch:
     tensors = [torch.from_numpy(array) for array in empty]
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
-    return Batch(Unroll(*tensors), Unroll(*(tensor.numpy() for tensor in tensors)))
+    arrays = Unroll(*(tensor.numpy() for tensor in tensors))
+    return Batch(Unroll(*tensors), arrays, [""] * batch_size)
 
 
 class _Copy(NamedTuple):

@@ -5,6 +5,7 @@ started. Tensors travel over Horovod; control (agreeing, gathering, comparing) o
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,14 +88,18 @@ class Group:
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[torch.nn.Parameter],
         max_norm: float,
-    ) -> torch.Tensor | None:
+    ) -> float:
         """Steps, the reduced gradient's global norm clipped to ``max_norm`` (negative = not).
 
+        Where the norm is not finite nothing is changed: it is the same on all ranks, so none of
+        them steps.
+
         Returns:
-          The norm before clipping, [] float32, or None where it was not needed.
+          The norm before clipping.
         """
-        norm = self._clip(parameters, max_norm)
-        optimizer.step()
+        norm = self._clipped(parameters, max_norm)
+        if math.isfinite(norm):
+            optimizer.step()
         return norm
 
     def close(self) -> None:
@@ -104,10 +109,14 @@ class Group:
         """Ends all ranks after an error of this one that the others cannot agree on."""
 
     @staticmethod
-    def _clip(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> torch.Tensor | None:
-        if max_norm < 0:
-            return None
-        return torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+    def _clipped(parameters: Sequence[torch.nn.Parameter], max_norm: float) -> float:
+        """Clips the gradient's norm, unless it is not finite, and returns what it was."""
+        gradients = [param.grad for param in parameters if param.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+        found = float(norm)
+        if max_norm >= 0 and math.isfinite(found):
+            torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm, foreach=True)
+        return found
 
 
 class HorovodGroup(Group):
@@ -230,15 +239,16 @@ class HorovodGroup(Group):
         optimizer: torch.optim.Optimizer,
         parameters: Sequence[torch.nn.Parameter],
         max_norm: float,
-    ) -> torch.Tensor | None:
+    ) -> float:
         if parameters[0].is_cuda:  # else the rest of backward would count as averaging
             torch.cuda.current_stream().synchronize()
         started = time.perf_counter()
         optimizer.synchronize()  # type: ignore[attr-defined]
         self.allreduce_secs += time.perf_counter() - started
-        norm = self._clip(parameters, max_norm)
-        with optimizer.skip_synchronize():  # type: ignore[attr-defined]
-            optimizer.step()
+        norm = self._clipped(parameters, max_norm)
+        if math.isfinite(norm):
+            with optimizer.skip_synchronize():  # type: ignore[attr-defined]
+                optimizer.step()
         return norm
 
     def close(self) -> None:

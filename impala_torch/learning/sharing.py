@@ -172,22 +172,23 @@ class Sharing:
             while expected and (data := self._group.receive(giver)) is not None:
                 count, came = expected.popleft(), []
                 try:
-                    for parts in messages.unpack_surplus(data):
+                    for parts, origin in messages.unpack_surplus(data):
                         envs = len(parts) - 1
                         unroll = self._codec.decode_fields(parts, envs, self._batches.version)
-                        came += [Waiting(None, unroll, env) for env in range(envs)]
+                        came += [Waiting(None, unroll, env, origin) for env in range(envs)]
                 finally:  # what was expected is not on its way any more, whatever it was
                     self._batches.take_over(count, came)
 
     def _pack(self, given: Sequence[Waiting]) -> bytes:
         """A 'surplus' of what is given; what came in one message stays together, in one block."""
         together = itertools.groupby(filter(self._is_whole, given), lambda one: id(one.unroll))
-        parts = []
+        parts, origins = [], []
         for _, ones in together:
             first, *others = ones
             envs = [first.env, *(one.env for one in others)]
             parts.append(self._codec.encode_some(first.unroll, envs))
-        return messages.pack_surplus(parts)
+            origins.append(first.origin)
+        return messages.pack_surplus(parts, origins)
 
     def _is_whole(self, one: Waiting) -> bool:
         """Whether an unroll can be decoded; its actor is told here where it cannot.

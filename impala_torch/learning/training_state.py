@@ -10,6 +10,7 @@ from impala_torch import __version__
 from impala_torch.flags.config import Config, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
+from impala_torch.learning.finite import NotFinite, all_finite
 from impala_torch.learning.group import Group
 
 log = logging.getLogger(__name__)
@@ -34,18 +35,26 @@ class TrainingState:
         self.optimizer = optimizer
         self.kept = dict(kept or {})
         self.updates = 0
+        self.skipped = 0  # updates that were not made, since they were not finite
         self.frames = 0  # environment frames, over all learners
         self.hours = 0.0  # of training, over all starts; kept on rank 0
         self.games = 0  # whole games finished; kept on rank 0
 
     def save(self, logdir: pathlib.Path, config: Config) -> None:
-        """Writes a checkpoint; for rank 0 to call."""
+        """Writes a checkpoint; for rank 0 to call.
+
+        Raises:
+          NotFinite: there is a number that is not; nothing is written.
+        """
+        if not all_finite(self._tensors()):
+            raise NotFinite("no checkpoint was written: its numbers are not all finite")
         content = {
             "model": self.agent.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "algorithm": self.kept,
             "frames": self.frames,
             "updates": self.updates,
+            "skipped": self.skipped,
             "hours": self.hours,
             "games": self.games,
             "config": dict(to_dict(config)),
@@ -66,13 +75,19 @@ class TrainingState:
                 self._load(logdir, config)
             except UserError as error:
                 problem = str(error)
-        self.updates, self.frames, problem = group.gather([self.updates, self.frames, problem])[0]
+        counts = [self.updates, self.skipped, self.frames]
+        counts, problem = group.gather([counts, problem])[0]
         if problem:
             raise UserError(problem)
+        self.updates, self.skipped, self.frames = counts
+        with torch.no_grad():
+            group.broadcast(self._tensors())
+
+    def _tensors(self) -> list[torch.Tensor]:
+        """All that is saved of the agent, its optimizer and its algorithm."""
         entries = self.optimizer.state_dict()["state"].values()
         moments = [tensor for entry in entries for tensor in entry.values()]
-        with torch.no_grad():
-            group.broadcast([*self.agent.state_dict().values(), *moments, *self.kept.values()])
+        return [*self.agent.state_dict().values(), *moments, *self.kept.values()]
 
     def _load(self, logdir: pathlib.Path, config: Config) -> None:
         content = checkpoint.restore(logdir)
@@ -93,4 +108,5 @@ class TrainingState:
             ) from error
         for name in ("updates", "frames", "hours", "games"):
             setattr(self, name, content[name])
+        self.skipped = content.get("skipped", 0)
         log.info("going on from %s frames, %d updates", f"{self.frames:,}", self.updates)

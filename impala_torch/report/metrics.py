@@ -40,6 +40,7 @@ COLUMNS = (
     "shared_share",  # unrolls that came from other learners, by unroll that was learned from
     "kl",  # what an update's policy differs from the one that its batch began with, nats, mean
     "clipped_share",  # actions whose probability moved as far as it may
+    "skipped_updates",  # that were not made, in all: their gradient was not finite
 )
 
 

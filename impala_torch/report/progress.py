@@ -151,7 +151,6 @@ class Progress:
             "updates": state.updates,
             "frames_per_sec": (state.frames - self._frames) / secs,
             "updates_per_sec": (state.updates - self._updates) / secs,
-            "grad_norm": None,  # unless it was needed
             **together.metrics_of(everyone, self._reduction),
             "learning_rate": learning_rate,
             "policy_lag": together.mean_of(everyone, "lag"),
@@ -160,6 +159,7 @@ class Progress:
             "allreduce_share": together.mean_of(everyone, "allreduce"),
             "actors": sum(one["actors"] for one in everyone),
             "shared_share": together.mean_of(everyone, "received"),
+            "skipped_updates": state.skipped,
         }
 
     def _figures(self, status: dict[str, Any], waited: float, allreduce: float) -> Figures:

@@ -4,6 +4,7 @@ All of it is plain values, ready for JSON, and nothing of it is secret: neither 
 variables nor users or hosts.
 """
 
+import hashlib
 import os
 import pathlib
 import platform
@@ -16,6 +17,16 @@ from impala_torch import __version__, environments
 from impala_torch.flags.config import Config
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "opencv-python-headless")
+
+
+def code() -> str:
+    """A short hash of this package's sources, the same wherever they are."""
+    root = pathlib.Path(__file__).parents[1]
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\n".encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def describe(config: Config, training: bool) -> dict[str, Any]:
@@ -37,7 +48,7 @@ def describe(config: Config, training: bool) -> dict[str, Any]:
     """
     level = environments.level_of(config)
     if not training:  # whole games
-        level = level._replace(episodic_life=False)
+        level = environments.limited(level._replace(episodic_life=False))
     return {
         "level_name": level.level_name,
         **environments.rules(level),

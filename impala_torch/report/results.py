@@ -30,6 +30,7 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
 
     Returns:
       What it holds: ``agent_steps`` and ``environment_frames``, ``hours``, ``games``;
+      ``skipped_updates``: whose gradient was not finite;
       ``raw_return``: of whole games, as the game counts; ``episode_return``: of the learner's
       episodes (in Atari with --episodic_life a life each); ``to_score``: when the mean of the last
       games first reached parts of the way to the best; ``protocol``, ``hardware``, ``versions``.
@@ -45,6 +46,7 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
         "agent_steps": frames // repeats,
         "environment_frames": frames,
         "updates": int(last.get("updates") or 0),
+        "skipped_updates": int(last.get("skipped_updates") or 0),
         "hours": last.get("hours"),
         "games": int(last.get("games") or 0),
         "raw_return": _returns(rows, "episode_raw_return"),
@@ -70,6 +72,8 @@ def lines(card: Mapping[str, Any]) -> list[str]:
         ("whole games", f"{card['games']:,}; mean return {_words(card['raw_return'])}"),
         ("learner's episodes", f"mean return {_words(card['episode_return'])}"),
     ]
+    if card["skipped_updates"]:
+        facts.append(("skipped updates", f"{card['skipped_updates']:,}, not finite"))
     facts += [
         (
             f"return {one['return']:.1f} first",

@@ -20,24 +20,25 @@ class Tally:
     def _clear(self) -> None:
         self._names: list[str] = []
         self._sums: torch.Tensor | None = None  # of what ``_names`` are; on the learner's device
+        self._norms = 0.0
         self._steps = 0
         self._lags: list[float] = []
         self._actions = np.zeros(self._num_actions, np.int64)
         self._waited = 0.0
 
-    def stepped(self, metrics: dict[str, torch.Tensor], norm: torch.Tensor | None) -> None:
+    def stepped(self, metrics: dict[str, torch.Tensor], norm: float) -> None:
         """Takes in a step of the optimizer. Values stay where they are until ``take``.
 
         Args:
           metrics: of the whole step, [] tensors by name, the same names at each.
-          norm: of the reduced gradient before clipping; None where it was not needed.
+          norm: of the reduced gradient before clipping.
         """
-        named = metrics if norm is None else {**metrics, "grad_norm": norm}
-        values = torch.stack([value.float() for value in named.values()])
+        values = torch.stack([value.float() for value in metrics.values()])
         if self._sums is None:
-            self._names, self._sums = list(named), values
+            self._names, self._sums = list(metrics), values
         else:
             self._sums += values
+        self._norms += norm
         self._steps += 1
 
     def learned_from(self, arrays: Unroll[np.ndarray], updates: int) -> None:
@@ -62,9 +63,13 @@ class Tally:
           from, [A];
           ``waited``: seconds.
         """
-        means = [] if self._sums is None else (self._sums / self._steps).tolist()
+        metrics = {}
+        if self._sums is not None:
+            means = (self._sums / self._steps).tolist()
+            metrics = dict(zip(self._names, means, strict=True))
+            metrics["grad_norm"] = self._norms / self._steps
         taken = {
-            "metrics": dict(zip(self._names, means, strict=True)),
+            "metrics": metrics,
             "lag": sum(self._lags) / len(self._lags) if self._lags else None,
             "batches": len(self._lags),
             "actions": self._actions.tolist(),

@@ -114,7 +114,7 @@ def endpoint(
 
     def make_batch() -> Batch:
         empty = empty_unroll(run_spec.environment, config.unroll_length, run_spec.state_size, 32)
-        return Batch(Unroll(*(torch.from_numpy(array) for array in empty)), empty)
+        return Batch(Unroll(*(torch.from_numpy(array) for array in empty)), empty, [""] * 32)
 
     batches = BatchQueue(run_spec, 32, 2, make_batch)
     address = f"127.0.0.1:{_free_port()}"

@@ -28,7 +28,8 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
 
     Args:
       group: the ranks.
-      flags: of training; the sizes of batches are those of all ranks together.
+      flags: of training; the sizes of batches are those of all ranks together. "spoilt": rewards
+        in words, by update, that the last unroll gets there.
       updates: steps of the optimizer.
       out: folder for the run's directory.
     """
@@ -36,6 +37,7 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     flags = dict(flags)
+    spoilt = flags.pop("spoilt", {})
     for name in ("batch_size", "virtual_batch_size"):
         flags[name] = flags.get(name, 0) // group.size
     config = Config(
@@ -56,7 +58,10 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
         mine = UNROLLS // group.size
         for first in range(group.rank * mine, (group.rank + 1) * mine, config.batch_size):
             columns = slice(first, first + config.batch_size)
-            learner.update(_batch(learner, update, columns), tally)
+            batch = _batch(learner, update, columns)
+            if str(update) in spoilt and columns.stop == UNROLLS:
+                batch.arrays.reward[1, -1] = float(spoilt[str(update)])
+            learner.update(batch, tally)
         grads = [parameter.grad.flatten() for parameter in learner.parameters]
         gradients.append(torch.cat(grads).clone())
         metrics.append(tally.take()["metrics"])
@@ -65,7 +70,7 @@ def learn(group: groups.Group, flags: dict, updates: int, out: pathlib.Path) -> 
         "weights": weights.flatten(learner.agent).clone(),
         "kept": {name: tensor.clone() for name, tensor in learner.algorithm.kept().items()},
         "metrics": json.dumps(group.gather(metrics)),
-        "counts": [learner.state.updates, learner.state.frames],
+        "counts": [learner.state.updates, learner.state.frames, learner.state.skipped],
     }
     learner.close()
     return result

@@ -172,3 +172,27 @@ def test_losses_and_norms_are_of_all_ranks(two_ranks, one_rank):
         assert together.metrics_of(everyone, "sum") == pytest.approx(
             alone[update], rel=1e-4, abs=1e-4
         )
+
+
+@pytest.mark.parametrize("name", ["clipped", "virtual batch", *list(CASES)[-3:-1]])
+def test_an_update_that_is_not_finite_is_made_by_none(two_ranks, one_rank, name):
+    """Only the last rank's unrolls have the reward: the others learn of it by the gradient."""
+    flags = {**CASES[name], "reward_clipping": "none", "spoilt": {"2": "inf", "5": "nan"}}
+    ranks, alone = two_ranks(flags), one_rank(flags)
+    updates, _, skipped = alone["counts"]
+    assert skipped == 2 * flags.get("batch_reuse", 1) * flags.get("num_minibatches", 1)
+    assert updates + skipped == UPDATES * skipped // 2
+    assert ranks[0]["counts"] == ranks[1]["counts"] == alone["counts"]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    assert torch.isfinite(alone["weights"]).all()
+    torch.testing.assert_close(ranks[0]["weights"], alone["weights"], rtol=1e-4, atol=1e-5)
+    for kept in (ranks[0]["kept"], ranks[1]["kept"], alone["kept"]):
+        assert all(torch.isfinite(tensor).all() for tensor in kept.values())
+
+
+def test_a_gradient_that_float16_cannot_hold_is_skipped_by_all(two_ranks):
+    half = {"gradients_precision": "float16", "reward_clipping": "none"}
+    ranks = two_ranks({**WHOLE, **half, "spoilt": {"2": "1e9"}})
+    assert [rank["counts"][2] for rank in ranks] == [1, 1]
+    assert torch.equal(ranks[0]["weights"], ranks[1]["weights"])
+    assert torch.isfinite(ranks[0]["weights"]).all()

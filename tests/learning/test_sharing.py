@@ -287,8 +287,8 @@ def test_unrolls_that_became_too_old_make_room_for_others(shared):
 
 
 def test_a_damaged_surplus_is_told():
-    data = messages.pack_surplus([[b"abc", b"de"], [b"", b"f"]])
-    assert messages.unpack_surplus(data) == [[b"abc", b"de"], [b"", b"f"]]
+    data = messages.pack_surplus([[b"abc", b"de"], [b"", b"f"]], ["one", "another"])
+    assert messages.unpack_surplus(data) == [([b"abc", b"de"], "one"), ([b"", b"f"], "another")]
     for bad in (data[:-1], data + b"x", b"\x00\x00\x00\x00", b""):
         with pytest.raises(messages.BadMessage):
             messages.unpack_surplus(bad)

@@ -60,7 +60,7 @@ def test_a_tally_is_of_the_whole_interval():
     for updates, version, loss in ((4, 4, 1.0), (5, 3, 3.0)):
         unroll.weights_version[:] = version
         tally.learned_from(unroll, updates)
-        tally.stepped({"total_loss": torch.tensor(loss)}, torch.tensor(2 * loss))
+        tally.stepped({"total_loss": torch.tensor(loss)}, 2 * loss)
     tally.add_wait(0.5)
     assert tally.take() == {
         "metrics": {"total_loss": 2.0, "grad_norm": 4.0},
@@ -70,5 +70,5 @@ def test_a_tally_is_of_the_whole_interval():
         "waited": 0.5,
     }
     assert tally.take()["metrics"] == {}
-    tally.stepped({"total_loss": torch.tensor(5.0)}, None)
-    assert tally.take()["metrics"] == pytest.approx({"total_loss": 5.0})
+    tally.stepped({"total_loss": torch.tensor(5.0)}, 1.0)
+    assert tally.take()["metrics"] == pytest.approx({"total_loss": 5.0, "grad_norm": 1.0})

@@ -44,7 +44,7 @@ def run(config: Config) -> None:
     try:
         welcome = client.connect()
         log.info("welcomed by the learner at %s (run %s)", config.learner_host, welcome.run_id)
-        seeds = seeds_of(config.seed, welcome.worker_set, config.task)
+        seeds = seeds_of(config.seed, welcome.worker_set, config.task, welcome.start)
         environment = environments.make_for(config, seeds.environment)
         try:
             player = Player(agent, environment, seeds.actions)

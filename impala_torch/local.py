@@ -4,10 +4,11 @@ import logging
 import pathlib
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 
 from impala_torch.evaluation.process import EvaluationProcess
-from impala_torch.flags import command_line
+from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
@@ -17,6 +18,11 @@ from impala_torch.machine import cores, processes
 log = logging.getLogger(__name__)
 
 _END_SECS = 10.0
+_FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # before an actor that died is started again
+_LONG_SECS = 60.0  # of an actor that lived so long, the next pause is short again
+_MOST_SHORT_LIVES = 20  # in a row
+# Exit codes of an actor that would end the same way again.
+_FINAL = (exit_codes.FINISHED, exit_codes.USERS_MISTAKE)
 
 
 def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -> None:
@@ -41,52 +47,81 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
         learner_threads=config.learner_threads or max(1, count // 2),
     )
     learner = Learner(config, Group(), logdir)
-    actors: list[subprocess.Popen] = []
     with EvaluationProcess(config, logdir, should_stop) as evaluation:
+        actors = _Actors(config, logdir)
         try:
-            for task in range(num_actors):
-                flags = command_line.to_argv(config, job_name="actor", task=task)
-                path = logdir / "workers" / f"actor-0-{task}.log"
-                actors.append(processes.spawn("impala_torch", flags, path))
-            log.info("started %d actor(s); their logs: %s", len(actors), logdir / "workers")
-            watch = _Watch(actors, logdir)
-            learner.train(lambda: evaluation.should_stop() or watch.failed())
-            watch.check()
+            learner.train(lambda: evaluation.should_stop() or actors.are_gone())
+            if actors.are_gone():
+                raise RuntimeError("all actors have ended: see their logs above")
         finally:
             learner.close()
-            processes.end(actors, _END_SECS)
+            actors.end()
 
 
-class _Watch:
-    """Notices actors that ended on their own."""
+class _Actor:
+    """A task, its process, and how it has fared."""
 
-    def __init__(self, actors: Sequence[subprocess.Popen], logdir: pathlib.Path) -> None:
-        self._actors = actors
-        self._logdir = logdir
-        self._told: set[int] = set()
+    def __init__(self, task: int, process: subprocess.Popen) -> None:
+        self.task, self.process = task, process
+        self.started = time.monotonic()
+        self.due: float | None = None  # when it is started again; None while it runs, or for good
+        self.gone = False  # for good
+        self.short_lives = 0  # in a row
+        self.delay = _FIRST_DELAY
 
-    def failed(self) -> bool:
-        """True when no actor is left; says so of each one that ended."""
-        for task, actor in enumerate(self._actors):
-            if actor.poll() is not None and task not in self._told:
-                self._told.add(task)
-                log.error(
-                    "actor %d ended with exit code %d; the end of its log:\n%s",
-                    task,
-                    actor.returncode,
-                    self._tail(task),
-                )
-        return len(self._told) == len(self._actors)
 
-    def check(self) -> None:
-        """Raises RuntimeError when no actor was left to go on with."""
-        if self._actors and len(self._told) == len(self._actors):
-            raise RuntimeError("all actors have ended: see their logs above")
+class _Actors:
+    """This machine's actor processes: what dies is started again, as the frontend does it."""
+
+    def __init__(self, config: Config, logdir: pathlib.Path) -> None:
+        self._config, self._logdir = config, logdir
+        self._actors = [_Actor(task, self._start(task)) for task in range(config.num_actors)]
+        count, folder = len(self._actors), logdir / "workers"
+        log.info("started %d actor(s); their logs: %s", count, folder)
+
+    def are_gone(self) -> bool:
+        """Looks after them: whether no actor is left, nor will be."""
+        for actor in self._actors:
+            if actor.gone:
+                continue
+            if actor.due is None and actor.process.poll() is not None:
+                self._ended(actor)
+            elif actor.due is not None and time.monotonic() >= actor.due:
+                actor.process, actor.due = self._start(actor.task), None
+                actor.started = time.monotonic()
+        return all(actor.gone for actor in self._actors)
+
+    def end(self) -> None:
+        """Waits for them to end by the learner's word, then ends them."""
+        processes.end([actor.process for actor in self._actors], _END_SECS)
+
+    def _ended(self, actor: _Actor) -> None:
+        code, now = actor.process.returncode, time.monotonic()
+        if now - actor.started > _LONG_SECS:
+            actor.short_lives, actor.delay = 0, _FIRST_DELAY
+        else:
+            actor.short_lives += 1
+        if code in _FINAL:
+            actor.gone, then = True, "it is not started again"
+        elif actor.short_lives >= _MOST_SHORT_LIVES:
+            actor.gone = True
+            then = f"it died {actor.short_lives} times in a row at once, and is not started again"
+        else:
+            then = f"it is started again in {actor.delay:.0f} s"
+            actor.due, actor.delay = now + actor.delay, min(2 * actor.delay, _LONGEST_DELAY)
+        words = "actor %d ended with exit code %d: %s; the end of its log:\n%s"
+        log.error(words, actor.task, code, then, self._tail(actor.task))
+
+    def _start(self, task: int) -> subprocess.Popen:
+        flags = command_line.to_argv(self._config, job_name="actor", task=task)
+        return processes.spawn("impala_torch", flags, self._log_of(task))
 
     def _tail(self, task: int) -> str:
-        path = self._logdir / "workers" / f"actor-0-{task}.log"
-        lines = path.read_text(errors="replace").splitlines()[-10:]
+        lines = self._log_of(task).read_text(errors="replace").splitlines()[-10:]
         return "\n".join(f"    {line}" for line in lines)
+
+    def _log_of(self, task: int) -> pathlib.Path:
+        return self._logdir / "workers" / f"actor-0-{task}.log"
 
 
 def _free_port() -> int:

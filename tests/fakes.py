@@ -3,6 +3,7 @@
 As a level: ``--level_name=tests.fakes:PixelCatch-v0`` with the project's root on PYTHONPATH.
 """
 
+import time
 from typing import Any
 
 import gymnasium
@@ -61,6 +62,78 @@ class PixelCatch(gymnasium.Env):
         return image
 
 
+class Faulty(gymnasium.Env):
+    """Breaks the contract in one way from step ``at`` on, or at that one only.
+
+    ``how``: what it does then, a method's name below. Its episodes have no end.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, how: str, at: int = 3, once: bool = False) -> None:
+        self._how, self._at, self._once = how, at, once
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        self._step = 0
+        self._buffer = np.zeros(2)
+        if self._at == 0:
+            return getattr(self, self._how)()[0], {}
+        return np.zeros(2), {}
+
+    def step(self, action: int):
+        self._step += 1
+        if self._step == self._at or (self._step > self._at and not self._once):
+            return getattr(self, self._how)()
+        return self._plain()
+
+    def _plain(self, observation: Any = None, reward: Any = 1.0):
+        seen = np.full(2, self._step, np.float64) if observation is None else observation
+        return seen, reward, False, False, {}
+
+    def endless(self):
+        return self._plain()
+
+    def raises(self):
+        raise KeyError("no such key")
+
+    def hangs(self):
+        time.sleep(3600)
+
+    def nan_reward(self):
+        return self._plain(reward=float("nan"))
+
+    def infinite_reward(self):
+        return self._plain(reward=np.float32("-inf"))
+
+    def none_reward(self):
+        return self._plain(reward=None)
+
+    def huge_reward(self):
+        return self._plain(reward=3e38)
+
+    def nan_observation(self):
+        return self._plain(np.array([0.0, np.nan]))
+
+    def huge_observation(self):
+        """Finite as float64, but not as the float32 that it becomes."""
+        return self._plain(np.array([1e300, 0.0]))
+
+    def large_observation(self):
+        """Finite as float32, but its square is not."""
+        return self._plain(np.array([1e30, 0.0]))
+
+    def none_observation(self):
+        return None, 1.0, False, False, {}
+
+    def other_shape(self):
+        return self._plain(np.zeros(3))
+
+    def four_values(self):
+        return np.zeros(2), 1.0, False, {}
+
+
 class Space(gymnasium.Env):
     """Has the spaces that it is given, and does nothing."""
 
@@ -79,6 +152,11 @@ def register() -> None:
         "DictObservation-v0": (Space, {"observation": parts, "action": discrete}, None),
         "FromOne-v0": (Space, {"observation": vector, "action": spaces.Discrete(2, start=1)}, None),
     }
+    faults = [name for name in vars(Faulty) if not name.startswith("_")]
+    for how in set(faults) - {"observation_space", "action_space", "reset", "step"}:
+        name = how.title().replace("_", "")
+        entries[f"{name}-v0"] = (Faulty, {"how": how}, None)
+        entries[f"{name}Once-v0"] = (Faulty, {"how": how, "once": True}, None)
     for name, (entry, kwargs, limit) in entries.items():
         if name not in gymnasium.registry:
             gymnasium.register(name, entry, kwargs=kwargs, max_episode_steps=limit)

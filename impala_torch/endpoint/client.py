@@ -42,6 +42,7 @@ class Welcome(NamedTuple):
     worker_set: int
     run_id: str
     layout: list
+    start: int  # another one for each process that takes a task, over all of a run's starts
 
 
 class EndpointClient:
@@ -198,7 +199,8 @@ class EndpointClient:
             raise
         self._instance = header["instance"]
         self.weights_dtype = header["dtype"]
-        return Welcome(header["worker_set"], header["run_id"], header["layout"])
+        names = ("worker_set", "run_id", "layout", "start")
+        return Welcome(*(header[name] for name in names))
 
     def _send(self, parts: list) -> None:
         assert self._socket is not None, "connect first"

@@ -14,6 +14,7 @@ from typing import Any
 from impala_torch.environments import atari, gymnasium_envs
 from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
+from impala_torch.environments.timeout import TimedEnvironment
 from impala_torch.flags.config import Config
 from impala_torch.structures import EnvironmentSpec, LevelOptions
 
@@ -102,9 +103,24 @@ def spec_for(config: Config) -> EnvironmentSpec:
 
 def make_for(config: Config, seed: int) -> Environment:
     """``make_environment`` with --num_envs, --actor_threads and the level's flags: an actor's."""
-    return make_environment(
-        level_of(config), config.num_envs, seed, num_threads=config.actor_threads or 1
-    )
+    threads = config.actor_threads or 1
+    level = level_of(config)
+    return timed(make_environment(level, config.num_envs, seed, num_threads=threads), config)
+
+
+def timed(environment: Environment, config: Config) -> Environment:
+    """An environment whose steps end in --env_timeout, or its process does."""
+    if not config.env_timeout:
+        return environment
+    return TimedEnvironment(environment, config.level_name, config.env_timeout)
+
+
+def limited(level: LevelOptions | str) -> LevelOptions:
+    """The level, with a limit of frames to a game where it has none of its own."""
+    level = resolve(level)
+    if rules(level)["max_frames"] is None:
+        level = level._replace(max_episode_steps=atari.MAX_FRAMES)
+    return level
 
 
 def _family(level_name: str) -> tuple[ModuleType, Callable[..., Environment]]:

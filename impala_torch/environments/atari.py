@@ -62,7 +62,7 @@ def rules(level: LevelOptions) -> dict[str, Any]:
         "action_set": "minimal",
         "num_actions": spec.num_actions,
         "frame_skip": repeats,
-        "max_frames": MAX_FRAMES,
+        "max_frames": level.max_episode_steps or MAX_FRAMES,
         "frame_size": f"{level.width}x{level.height}",
         "frame_stack": STACK,
         "preprocessing": (
@@ -109,7 +109,7 @@ class AtariEnvironment(Environment):
             rom_of(level.level_name),
             num_envs,
             num_threads=min(num_threads, num_envs),
-            max_num_frames_per_episode=max_frames,
+            max_num_frames_per_episode=level.max_episode_steps or max_frames,
             repeat_action_probability=sticky_actions(level.level_name),
             full_action_space=False,
             autoreset_mode=AutoresetMode.SAME_STEP,

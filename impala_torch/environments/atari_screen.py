@@ -39,7 +39,8 @@ class AtariScreen(Environment):
         self.spec = atari.environment_spec(level)
         self._on_frame = on_frame
         self._repeats = level.num_action_repeats
-        self._max_frames, self._noop_max = max_frames, noop_max
+        self._max_frames = level.max_episode_steps or max_frames
+        self._noop_max = noop_max
         self._rom = str(roms.get_rom_path(atari.rom_of(level.level_name)))
         self._seed = int(atari.seeds_of(seed, 1)[0])
         self._ale = ale_py.ALEInterface()

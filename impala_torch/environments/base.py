@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,24 @@ from impala_torch.structures import EnvironmentSpec, EnvOutput
 
 # Gets a picture, [H, W, 3] uint8, and the reward that came with it.
 OnFrame = Callable[[np.ndarray, float], None]
+
+
+class Place:
+    """Which of E environments is at which of its steps, for who tells what went wrong there.
+
+    As far as it is known: environments that are stepped together leave it as it is.
+    """
+
+    def __init__(self) -> None:
+        self.env: int | None = None
+        self.step = 0  # since its last reset
+        self.action: Any = None  # None: it is being reset
+
+    def words(self, level_name: str) -> str:
+        if self.env is None:
+            return f"--level_name={level_name}"
+        doing = "its reset" if self.action is None else f"step {self.step}, action {self.action}"
+        return f"--level_name={level_name}, environment {self.env}, {doing}"
 
 
 class Environment(abc.ABC):
@@ -23,6 +42,7 @@ class Environment(abc.ABC):
     spec: EnvironmentSpec
     num_envs: int
     frames_per_sec: float = 60.0  # at which pictures of it play in real time
+    place = Place()  # of those that tell it, another one each
 
     @abc.abstractmethod
     def reset(self) -> EnvOutput:

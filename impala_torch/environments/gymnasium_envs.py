@@ -8,6 +8,7 @@ first, without stacking; vectors come as float32.
 """
 
 import difflib
+import functools
 from typing import Any
 
 import cv2
@@ -16,8 +17,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from impala_torch.environments.base import Environment, OnFrame
+from impala_torch.environments.base import Environment, OnFrame, Place
 from impala_torch.environments.episodes import EpisodeTracker
+from impala_torch.environments.faults import Guarded, check_finite
 from impala_torch.flags import plugins
 from impala_torch.flags.errors import UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, LevelOptions, ObservationSpec
@@ -46,6 +48,7 @@ def rules(level: LevelOptions) -> dict[str, Any]:
     try:
         spec = _spec_of(level, env)
         limit = env.spec.max_episode_steps if env.spec is not None else None
+        limit = level.max_episode_steps or limit
     finally:
         env.close()
     image = spec.observation.dtype == "uint8"
@@ -81,13 +84,23 @@ class GymnasiumEnvironment(Environment):
         """
         self.spec = environment_spec(level)
         self.num_envs = num_envs
-        name, repeats = level.level_name, level.num_action_repeats
+        self.place = Place()
+        self._level_name = name = level.level_name
+        repeats = level.num_action_repeats
 
-        def make() -> gymnasium.Env:
-            env = _make(name) if on_frame is None else _make_watched(name, on_frame)
+        def make(number: int) -> gymnasium.Env:
+            options = {} if on_frame is None else {"render_mode": "rgb_array"}
+            env: gymnasium.Env = _make(name, level.max_episode_steps, **options)
+            env = Guarded(env, name, number, self.place)
+            if on_frame is not None:
+                env = Watched(env, name, on_frame)
             return ActionRepeat(env, repeats) if repeats > 1 else env
 
-        self._env = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+        if on_frame is not None:
+            _check_pictures(name)
+
+        makers = [functools.partial(make, number) for number in range(num_envs)]
+        self._env = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
         self.frames_per_sec = float(self._env.metadata.get("render_fps") or _FRAMES_PER_SEC)
         self._seeds: list[int | None] = [
             int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)
@@ -97,19 +110,20 @@ class GymnasiumEnvironment(Environment):
     def reset(self) -> EnvOutput:
         observation, _ = self._env.reset(seed=self._seeds)
         self._tracker.reset()
-        return self._first(self._convert(observation))
+        return self._first(self._checked(self._convert(observation), None))
 
     def step(self, actions: np.ndarray) -> EnvOutput:
         observation, reward, terminated, truncated, info = self._env.step(actions)
         reward = reward.astype(np.float32)
         done = terminated | truncated
         truncated = truncated & ~terminated
-        converted = self._convert(observation)
+        converted = self._checked(self._convert(observation), actions)
         final = None
         if truncated.any():
             final = converted.copy()
             for env in np.flatnonzero(truncated):
                 final[env] = self._convert(info["final_obs"][env][None])[0]
+            self._checked(final, actions)
         return EnvOutput(
             reward=reward,
             done=done,
@@ -122,11 +136,17 @@ class GymnasiumEnvironment(Environment):
     def close(self) -> None:
         self._env.close()
 
+    def _checked(self, observation: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+        if observation.dtype.kind == "f":
+            check_finite(self._level_name, observation, actions)
+        return observation
+
     def _convert(self, observation: np.ndarray) -> np.ndarray:
         """[E, ...] as the environment gives it -> [E, *spec.observation.shape]."""
         spec = self.spec.observation
         if spec.dtype == "float32":
-            return observation.astype(np.float32)
+            with np.errstate(over="ignore"):  # what does not fit is infinite, and told
+                return observation.astype(np.float32)
         channels, height, width = spec.shape
         images = observation.reshape(*observation.shape[:3], channels)
         if images.shape[1:3] != (height, width):
@@ -174,7 +194,8 @@ class Watched(gymnasium.Wrapper):
         return observation, float(reward), terminated, truncated, info
 
 
-def _make_watched(level_name: str, on_frame: OnFrame) -> gymnasium.Env:
+def _check_pictures(level_name: str) -> None:
+    """Raises UserError where a level has none."""
     plain = _make(level_name)
     modes = plain.metadata.get("render_modes") or []
     plain.close()
@@ -183,10 +204,16 @@ def _make_watched(level_name: str, on_frame: OnFrame) -> gymnasium.Env:
             f"--level_name={level_name} has no pictures to show or record: its render_modes "
             f"({', '.join(modes) or 'none'}) lack rgb_array"
         )
-    return Watched(_make(level_name, render_mode="rgb_array"), level_name, on_frame)
 
 
-def _make(level_name: str, **options: Any) -> gymnasium.Env:
+def _make(level_name: str, limit: int = 0, **options: Any) -> gymnasium.Env:
+    """
+    Args:
+      limit: of steps to an episode; 0 = the level's own.
+      options: of ``gymnasium.make``.
+    """
+    if limit:
+        options["max_episode_steps"] = limit
     if ":" not in level_name:
         return _make_registered(level_name, **options)
     plugins.split("level_name", level_name, "mypackage.mymodule:MyEnv-v0")

@@ -26,6 +26,7 @@ class Game(NamedTuple):
 
     score: float  # sum of unclipped rewards
     frames: int  # environment frames (agent steps x repeats)
+    cut: bool = False  # by a limit of frames, and nothing else ended it
 
 
 class Scores(NamedTuple):
@@ -41,13 +42,15 @@ class Scores(NamedTuple):
 
     @property
     def summary(self) -> dict[str, Any]:
-        """``games`` (how many), ``mean``, ``median``, ``std`` (of a sample; 0 of one game),
-        ``min``, ``max``, and ``human_normalised``: the mean between random play (0) and a
-        human's (1), None where no such scores are published."""
+        """``games`` (how many), ``cut`` (how many of them by a limit of frames), ``mean``,
+        ``median``, ``std`` (of a sample; 0 of one game), ``min``, ``max``, and
+        ``human_normalised``: the mean between random play (0) and a human's (1), None where no such
+        scores are published."""
         scores = [game.score for game in self.games]
         mean, game = statistics.fmean(scores), self.atari_game
         return {
             "games": len(scores),
+            "cut": sum(game.cut for game in self.games),
             "mean": mean,
             "median": statistics.median(scores),
             "std": statistics.stdev(scores) if len(scores) > 1 else 0.0,
@@ -60,7 +63,9 @@ class Scores(NamedTuple):
         numbers = self.summary
         normalised = numbers["human_normalised"]
         return (
-            f"games {numbers['games']}  mean {numbers['mean']:.2f}  "
+            f"games {numbers['games']}"
+            + (f" ({numbers['cut']} cut by the limit of frames)" if numbers["cut"] else "")
+            + f"  mean {numbers['mean']:.2f}  "
             f"median {numbers['median']:.2f}  standard deviation {numbers['std']:.2f}  "
             f"minimum {numbers['min']:.2f}  maximum {numbers['max']:.2f}"
             + ("" if normalised is None else f"  human-normalised {normalised:.3f}")
@@ -177,7 +182,8 @@ def play_with(
                 raise ValueError("an episode of the player's environments ended within a game")
             if shares[env]:
                 shares[env] -= 1
-                played.append(Game(episode.raw_return, episode.raw_frames))
+                cut = bool(output.truncated[env])
+                played.append(Game(episode.raw_return, episode.raw_frames, cut))
                 on_game(played[-1])
     return played
 
@@ -190,12 +196,13 @@ def num_envs(config: Config) -> int:
 
 def _environment(config: Config, seed: int, stage: "_Stage") -> environments.Environment:
     """Environments whose episodes are whole games."""
-    level = environments.level_of(config)._replace(episodic_life=False)
+    level = environments.limited(environments.level_of(config)._replace(episodic_life=False))
     if stage.watched:
         return environments.make_watched(level, seed, stage.frame)
     # Emulation sleeps where it has nothing to do; an evaluator has a training beside it.
     threads = config.actor_threads or (cores.usable() if config.mode == "test" else 1)
-    return environments.make_environment(level, num_envs(config), seed, num_threads=threads)
+    made = environments.make_environment(level, num_envs(config), seed, num_threads=threads)
+    return environments.timed(made, config)
 
 
 class _Stage:

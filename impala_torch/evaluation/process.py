@@ -14,6 +14,7 @@ from impala_torch.machine import processes
 log = logging.getLogger(__name__)
 
 _END_SECS = 5.0
+_LAST_SECS = 900.0  # that the evaluation after training may take
 
 
 class EvaluationProcess:
@@ -79,11 +80,20 @@ class EvaluationProcess:
         process = self._process
         if process is None:
             return
-        told = False
+        told, deadline = False, time.monotonic() + _LAST_SECS
         while process.poll() is None and failure is None and not self._asked_to_stop():
             if not told:
-                log.info("waiting for the last evaluation; Ctrl-C leaves it out")
+                words = "waiting for the last evaluation, %.0f s at most; Ctrl-C leaves it out"
+                log.info(words, _LAST_SECS)
                 told = True
+            if time.monotonic() > deadline:
+                log.warning(
+                    "the last evaluation is left out: it took longer than %.0f s; --mode=test "
+                    "--logdir=%s plays it at leisure",
+                    _LAST_SECS,
+                    self._logdir,
+                )
+                break
             time.sleep(0.2)
         if process.poll() is None:
             process.terminate()

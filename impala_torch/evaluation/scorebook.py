@@ -35,6 +35,7 @@ COLUMNS = (
     "max",
     "human_normalised",  # mean between random play (0) and a human's (1); empty if not known
     "secs",  # that the games took
+    "cut",  # games that a limit of frames ended
 )
 
 

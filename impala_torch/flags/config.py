@@ -249,6 +249,23 @@ class Config:
         "reported too, and test mode plays whole games.",
         exported=True,
     )
+    max_episode_steps: int = flag(
+        ENVIRONMENT,
+        0,
+        "Environment frames after which a game is cut; the value of its last observation is "
+        "bootstrapped. 0 = the level's own: 108,000 in Atari, and in evaluations of levels that "
+        "have none.",
+        low=0,
+        exported=True,
+    )
+    env_timeout: float = flag(
+        ENVIRONMENT,
+        300.0,
+        "Seconds that a step of an actor's environments may take: it is ended then, says which "
+        "environment stood where, and is started again. 0 = for ever.",
+        low=0,
+        affects_learning=False,
+    )
     # --- the agent ---
     agent_name: str = flag(
         AGENT,

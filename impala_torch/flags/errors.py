@@ -6,3 +6,7 @@ class UserError(Exception):
 
     Entry points print it and exit with code 2; nobody gets to see a traceback for it.
     """
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment broke its contract; the message says which, where and how."""

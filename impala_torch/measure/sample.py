@@ -4,6 +4,8 @@ What it prints bounds the agent steps per second that any training on this machi
 """
 
 import multiprocessing
+import multiprocessing.connection
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,12 +14,19 @@ import numpy as np
 
 from impala_torch import environments
 from impala_torch.acting.seeds import seeds_of
+from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config
+from impala_torch.flags.errors import EnvironmentFault
 from impala_torch.flags.shares import shared_out
 from impala_torch.machine import cores
 
 _WARM_STEPS = 50
+_END_SECS = 5.0
 _ROWS = 997  # of random actions, made before the clock runs
+
+
+class Failed(RuntimeError):
+    """A process that measures ended with an error."""
 
 
 class Rates(NamedTuple):
@@ -63,23 +72,44 @@ def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[
       count: of processes.
 
     Raises:
-      RuntimeError: one of them failed.
+      Failed: one of them did.
     """
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(count)
     results: Any = context.SimpleQueue()
     workers = [
-        context.Process(target=play, args=(config, task, together, results), daemon=True)
+        context.Process(target=_told, args=(play, config, task, together, results), daemon=True)
         for task in range(count)
     ]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
-        if worker.exitcode:
-            together.abort()  # the others would wait for it
-            raise RuntimeError(f"a measuring process ended with exit code {worker.exitcode}")
+    left: dict[Any, Any] = {worker.sentinel: worker for worker in workers}
+    try:
+        while left:  # whichever ends first: the others would wait for one that failed
+            for sentinel in multiprocessing.connection.wait(list(left)):
+                worker = left.pop(sentinel)
+                worker.join()
+                if worker.exitcode:
+                    raise Failed(
+                        f"a measuring process ended with exit code {worker.exitcode}: see above"
+                    )
+    finally:
+        for worker in left.values():
+            worker.terminate()
+        for worker in left.values():
+            worker.join(_END_SECS)
+            if worker.is_alive():
+                worker.kill()
     return [results.get() for _ in workers]
+
+
+def _told(play: Callable[..., None], *args: Any) -> None:
+    """Runs ``play``; what an environment does wrong is told in a sentence."""
+    try:
+        play(*args)
+    except EnvironmentFault as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.FAILED)
 
 
 def _sample(config: Config, task: int, together: Any, results: Any) -> None:

@@ -100,7 +100,7 @@ def test_weights_and_unrolls_arrive_as_they_were_sent(serve, client_of):
     learner = serve()
     client = client_of(learner)
     welcome = client.connect()
-    assert welcome == (3, "run", LAYOUT)
+    assert welcome == (3, "run", LAYOUT, 0)
     assert client.pull(-1) is None  # nothing published yet
     flat = np.arange(10, dtype=np.float32)
     learner.server.publish(5, flat)

@@ -91,9 +91,10 @@ def test_a_game_outside_the_table_has_no_normalised_score():
 
 
 def test_a_summary_is_of_the_scores():
-    scores = Scores("CartPole-v1", [Game(float(n), n) for n in (1, 2, 3, 10)])
+    scores = Scores("CartPole-v1", [Game(float(n), n, cut=n > 5) for n in (1, 2, 3, 10)])
     assert scores.summary == {
         "games": 4,
+        "cut": 1,
         "mean": 4.0,
         "median": 2.5,
         "std": statistics.stdev([1, 2, 3, 10]),
@@ -101,6 +102,7 @@ def test_a_summary_is_of_the_scores():
         "max": 10.0,
         "human_normalised": None,
     }
+    assert str(scores).startswith("games 4 (1 cut by the limit of frames)  mean 4.00")
     assert Scores("CartPole-v1", [Game(5.0, 5)]).summary["std"] == 0
     breakout = Scores("BreakoutNoFrameskip-v4", [Game(30.5, 8)])
     assert "human-normalised 1.000" in str(breakout)

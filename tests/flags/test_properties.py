@@ -169,8 +169,8 @@ BY_PROPERTY = {
     "of_weights": "agent_name level_name normalize_observations normalize_values",
     "of_agent": "agent_name height level_name normalize_observations normalize_values "
     "num_action_repeats width",
-    "exported": "agent_name algorithm episodic_life height level_name normalize_observations "
-    "normalize_values num_action_repeats precision reward_clipping seed width",
+    "exported": "agent_name algorithm episodic_life height level_name max_episode_steps "
+    "normalize_observations normalize_values num_action_repeats precision reward_clipping seed width",
 }
 
 
@@ -187,4 +187,4 @@ def test_what_a_run_does_not_take_over_or_does_not_learn_by():
     assert not_inherited == {"config", "key_file", "logdir"}
     beside = set(having(affects_learning=False)) - set(config.PER_PROCESS)
     beside -= {*having(group=config.OUTPUT), *having(group=config.WANDB)}
-    assert beside == {"key_file", "learner_timeout"}
+    assert beside == {"env_timeout", "key_file", "learner_timeout"}

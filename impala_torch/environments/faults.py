@@ -1,0 +1,101 @@
+"""What an environment does that it must not: told by its name, with the step and the action.
+
+A reward that is no number, an observation that is not finite, an exception: it is the environment's
+fault, and the first who sees it is the actor. Nothing of it reaches a learner.
+"""
+
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from impala_torch.environments.base import Place
+from impala_torch.flags.errors import EnvironmentFault, UserError
+from impala_torch.structures import LARGEST_REWARD
+
+
+class Guarded(gymnasium.Wrapper):
+    """One environment of several: what it returns is checked, what it raises told as its fault.
+
+    Steps are counted from the last reset. Whether numbers of observations are finite is checked by
+    ``check_finite``, over all environments at once.
+    """
+
+    def __init__(self, env: gymnasium.Env, level_name: str, number: int, place: Place) -> None:
+        super().__init__(env)
+        self._level_name, self._number, self._place = level_name, number, place
+        self._shape = env.observation_space.shape
+        self._steps = 0
+
+    def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        place = self._place
+        place.env, place.step, place.action = self._number, 0, None
+        self._steps = 0
+        try:
+            observation, info = self.env.reset(**options)
+        except UserError:  # what it needs and does not find: told already
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+        self._check(observation)
+        return observation, info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._steps += 1
+        place = self._place
+        place.env, place.step, place.action = self._number, self._steps, action
+        try:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+        except UserError:  # what it needs and does not find: told already
+            raise
+        except Exception as error:
+            raise self._raised(error) from error
+        try:
+            number = float(reward)
+        except (TypeError, ValueError):
+            raise self._fault(f"its reward is {_short(reward)}, which is no number") from None
+        if not math.isfinite(number):
+            raise self._fault(f"its reward is {number}, which is not finite")
+        if abs(number) > LARGEST_REWARD:
+            raise self._fault(f"its reward is {number:.3g}; up to {LARGEST_REWARD:.0g} can be used")
+        self._check(observation)
+        return observation, number, terminated, truncated, info
+
+    def _check(self, observation: Any) -> None:
+        if observation is None:
+            raise self._fault("its observation is None")
+        shape = np.shape(observation)
+        if shape != self._shape:
+            raise self._fault(
+                f"its observation has shape {shape}, and its observation_space {self._shape}"
+            )
+
+    def _raised(self, error: Exception) -> EnvironmentFault:
+        return self._fault(f"it raised {type(error).__name__}: {_short(error)}")
+
+    def _fault(self, words: str) -> EnvironmentFault:
+        return EnvironmentFault(f"{self._place.words(self._level_name)}: {words}")
+
+
+def check_finite(level_name: str, observation: np.ndarray, actions: np.ndarray | None) -> None:
+    """Raises EnvironmentFault where an environment's observation is not finite.
+
+    Args:
+      level_name: of the environments.
+      observation: of all of them, [E, D] float32.
+      actions: that led to it, [E]; None after a reset.
+    """
+    if np.isfinite(observation).all():
+        return
+    env, number = np.argwhere(~np.isfinite(observation))[0].tolist()
+    after = "its reset" if actions is None else f"action {actions[env]}"
+    raise EnvironmentFault(
+        f"--level_name={level_name}, environment {env}, after {after}: number {number} of its "
+        f"observation is {observation[env, number]}, which is not finite (as float32)"
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value) if isinstance(value, Exception) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,109 @@
+"""What environments do that they must not: told by name, step and action, or ended in time."""
+
+import numpy as np
+import pytest
+
+from impala_torch import environments
+from impala_torch.environments.faults import Guarded
+from impala_torch.flags import exit_codes
+from impala_torch.flags.errors import EnvironmentFault
+from impala_torch.structures import LevelOptions
+from tests import fakes
+
+FAULTS = {
+    "NanReward": "its reward is nan, which is not finite",
+    "InfiniteReward": "its reward is -inf, which is not finite",
+    "NoneReward": "its reward is None, which is no number",
+    "HugeReward": "its reward is 3e+38; up to 1e+12 can be used",
+    "NanObservation": "number 1 of its observation is nan, which is not finite",
+    "HugeObservation": "number 0 of its observation is inf, which is not finite",
+    "NoneObservation": "its observation is None",
+    "OtherShape": "its observation has shape (3,), and its observation_space (2,)",
+    "FourValues": "it raised ValueError: not enough values to unpack",
+    "Raises": "it raised KeyError: 'no such key'",
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_a_fault_is_told_with_environment_step_and_action(name, repeats, monkeypatch):
+    monkeypatch.setitem(fakes.gymnasium.registry[f"{name}-v0"].kwargs, "at", 4)
+    level = LevelOptions(f"tests.fakes:{name}-v0", num_action_repeats=repeats)
+    env = environments.make_environment(level, 2, seed=0)
+    env.reset()
+    actions = np.array([1, 0])
+    with pytest.raises(EnvironmentFault) as told:
+        for _ in range(4):
+            env.step(actions)
+    words = str(told.value)
+    assert f"--level_name=tests.fakes:{name}-v0, environment 0, " in words
+    assert FAULTS[name] in words
+    assert "action 1" in words
+    if "observation is" not in FAULTS[name] or "None" in name:
+        assert "step 4" in words
+
+
+@pytest.mark.parametrize("name", ["NanObservation", "NoneObservation", "OtherShape", "Raises"])
+def test_so_is_one_of_a_reset(name, monkeypatch):
+    how = fakes.gymnasium.registry[f"{name}-v0"].kwargs
+    monkeypatch.setitem(how, "at", 0)
+    env = environments.make_environment(f"tests.fakes:{name}-v0", 1, seed=0)
+    with pytest.raises(EnvironmentFault, match="environment 0, (after )?its reset: "):
+        env.reset()
+
+
+def test_what_is_right_passes_as_it_is():
+    plain = fakes.Counter(length=3)
+    env = Guarded(plain, "Counter", 0, environments.base.Place())
+    observation, info = env.reset()
+    assert observation.tolist() == [0, 0]
+    assert info == {}
+    assert env.step(1)[1:] == (1.0, False, False, {})
+    assert env.step(np.int64(1))[1:] == (2.0, False, False, {})
+    assert env.step(1)[1:] == (3.0, True, False, {})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [["--mode=sample", "--num_actors=2"], ["--mode=sample"]])
+def test_sampling_ends_with_the_process_that_fails(run_python, mode):
+    flags = ["--level_name=tests.fakes:NanReward-v0", "--sample_secs=600", *mode]
+    ended = run_python("experiment.py", *flags, timeout=60)
+    assert ended.returncode == exit_codes.FAILED
+    assert "its reward is nan" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_return_ends_its_process_and_says_where(run_python):
+    flags = ["--level_name=tests.fakes:Hangs-v0", "--mode=sample", "--sample_secs=600"]
+    ended = run_python("experiment.py", *flags, "--env_timeout=1", "--num_actors=1", timeout=60)
+    assert ended.returncode == exit_codes.FAILED
+    said = "--level_name=tests.fakes:Hangs-v0, environment 0, step 3, action "
+    assert said in ended.stderr
+    assert "has not returned for" in ended.stderr
+    assert "tests/fakes.py" in ended.stderr  # where it stood
+
+
+def test_a_limit_cuts_games_and_bootstraps():
+    for name in ("tests.fakes:Endless-v0", "CartPole-v1", "PongNoFrameskip-v4"):
+        level = environments.resolve(LevelOptions(name, max_episode_steps=24))
+        assert environments.rules(level)["max_frames"] == 24
+        env = environments.make_environment(level, 2, seed=0)
+        env.reset()
+        cut = []
+        for step in range(1, 60):
+            output = env.step(np.array([step % 2, step % 2]))
+            if output.truncated.any():
+                assert output.final_observation is not None
+            cut += [episode.raw_frames for episode in output.episodes if output.truncated.all()]
+        env.close()
+        assert cut, name
+        assert max(cut) <= 24, name
+
+
+def test_a_level_without_a_limit_gets_one_in_evaluations():
+    assert environments.limited("tests.fakes:Endless-v0").max_episode_steps == 108_000
+    for name in ("CartPole-v1", "PongNoFrameskip-v4"):
+        assert environments.limited(name).max_episode_steps == 0
+    own = LevelOptions("tests.fakes:Endless-v0", max_episode_steps=7)
+    assert environments.limited(own).max_episode_steps == 7

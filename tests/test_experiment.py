@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 
+from impala_torch.flags import exit_codes
 from impala_torch.learning import checkpoint
 from tests.conftest import ROOT
 
@@ -405,3 +406,86 @@ def test_appo_learns_goes_on_with_what_it_kept_and_is_played(run_python, tmp_pat
     played = run_python("experiment.py", "--mode=test", f"--logdir={logdir}")
     assert played.returncode == 0, played.stderr
     assert "mean" in played.stdout
+
+
+FAKES = [
+    "--agent_name=MLPAgent",
+    "--batch_size=8",
+    "--unroll_length=10",
+    "--num_envs=4",
+    "--num_actors=2",
+    "--reward_clipping=none",
+    "--progress_secs=0.5",
+]
+
+
+@pytest.mark.slow
+def test_one_number_that_is_too_large_costs_updates_and_not_the_run(run_python, tmp_path):
+    """Each of the 8 environments sees 1e30 once, whose square is no float32."""
+    level = "--level_name=tests.fakes:LargeObservationOnce-v0"
+    flags = [*FAKES, level, f"--logdir={tmp_path}", "--total_environment_frames=20000"]
+    done = run_python("experiment.py", *flags)
+    assert done.returncode == 0, done.stderr
+    last = metrics_of(tmp_path)[-1]
+    skipped = int(last["skipped_updates"])
+    assert 1 <= skipped <= 8
+    assert int(last["updates"]) + skipped == int(last["frames"]) // 80
+    assert json.loads((tmp_path / "results.json").read_text())["skipped_updates"] == skipped
+    assert "is not made" in done.stderr
+    assert "the largest number observed 1e+30, of actor 0-" in done.stderr
+    assert f"skipped updates     {skipped}, not finite" in done.stderr
+
+
+@pytest.mark.slow
+def test_numbers_that_stay_too_large_end_the_run_with_the_last_good_weights(run_python, tmp_path):
+    level = "--level_name=tests.fakes:LargeObservation-v0"
+    flags = [*FAKES, level, f"--logdir={tmp_path}", "--total_environment_frames=20000"]
+    done = run_python("experiment.py", *flags)
+    assert done.returncode == exit_codes.NOT_FINITE, done.stderr
+    assert "error: 10 batches in a row gave no gradient that is finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    state = checkpoint.restore(tmp_path)
+    assert (state["updates"], state["skipped"]) == (0, 10)
+    assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    assert not processes_with(str(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("NanReward", "environment 0, step 3, action {}: its reward is nan, which is not finite"),
+        ("Hangs", "environment 0, step 3, action {}: it has not returned for"),
+        ("Raises", "environment 0, step 3, action {}: it raised KeyError: 'no such key'"),
+    ],
+)
+def test_an_actor_whose_environment_fails_is_told_and_started_again(start, tmp_path, level, said):
+    flags = [*FAKES, f"--level_name=tests.fakes:{level}-v0", f"--logdir={tmp_path / 'run'}"]
+    env = {"PYTHONPATH": str(ROOT)}
+    process = start([sys.executable, "experiment.py", *flags, "--env_timeout=2"], env=env)
+    learner_log = tmp_path / "run" / "workers" / "learner-0-0.log"
+
+    def again() -> bool:
+        return learner_log.exists() and learner_log.read_text().count("started again in 2 s") == 2
+
+    wait_until(again, timeout=120)
+    actor_log = (tmp_path / "run" / "workers" / "actor-0-0.log").read_text()
+    prefix = f"--level_name=tests.fakes:{level}-v0, "
+    assert any(prefix + said.format(action) in actor_log for action in (0, 1))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    assert not processes_with(str(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_game_without_an_end_is_cut_in_test_mode(run_python, tmp_path):
+    level = "--level_name=tests.fakes:Endless-v0"
+    flags = [*FAKES, level, f"--logdir={tmp_path}"]
+    trained = run_python("experiment.py", *flags, "--total_environment_frames=800")
+    assert trained.returncode == 0, trained.stderr
+    limits = ["--mode=test", "--test_num_episodes=3", "--max_episode_steps=50"]
+    played = run_python("experiment.py", f"--logdir={tmp_path}", *limits)
+    assert played.returncode == 0, played.stderr
+    assert played.stdout.startswith("games 3 (3 cut by the limit of frames)  mean 50.00")
+    card = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (card["cut"], card["game_frames"], card["protocol"]["max_frames"]) == (3, [50] * 3, 50)

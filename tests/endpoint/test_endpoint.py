@@ -14,6 +14,8 @@ import torch
 import zmq
 import zstandard
 
+from impala_torch.acting.seeds import seeds_of
+from impala_torch.endpoint import client as client_module
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.batches import BatchQueue
@@ -39,7 +41,9 @@ LAYOUT = [["w", [10]]]
 class Learner:
     """A learner's endpoint and queue, without a learner."""
 
-    def __init__(self, port, *, spec=None, batch=2, capacity=2, keys=None, actors=4, max_lag=0):
+    def __init__(
+        self, port, *, spec=None, batch=2, capacity=2, keys=None, actors=4, max_lag=0, **flags
+    ):
         self.spec = spec or small_spec()
         self.address = f"127.0.0.1:{port}"
         self.batches = BatchQueue(
@@ -54,6 +58,7 @@ class Learner:
             worker_set=3,
             run_id="run",
             keys=keys,
+            **flags,
         )
 
     def close(self):
@@ -119,6 +124,18 @@ def test_weights_and_unrolls_arrive_as_they_were_sent(serve, client_of):
         assert torch.equal(getattr(batch.tensors, name), torch.from_numpy(sent)), name
     assert learner.server.take_episodes() == [(5, result) for result in results]
     assert learner.server.take_episodes() == []
+
+
+def test_each_process_of_a_task_gets_another_start(serve, client_of, monkeypatch):
+    """So one that is started again does not play the same games again."""
+    learner = serve(frames=1000)
+    first = client_of(learner)
+    assert first.connect().start == 1000
+    assert first.connect().start == 1000  # the same process, over another connection
+    assert client_of(learner, task=1).connect().start == 1000
+    monkeypatch.setattr(client_module, "os", types.SimpleNamespace(getpid=lambda: 1))
+    assert client_of(learner).connect().start == 1001
+    assert len({seeds_of(1, 0, 0, start) for start in (0, 1000, 1001)}) == 3
 
 
 def test_start_order_does_not_matter(serve, client_of, free_port):

@@ -170,7 +170,8 @@ BY_PROPERTY = {
     "of_agent": "agent_name height level_name normalize_observations normalize_values "
     "num_action_repeats width",
     "exported": "agent_name algorithm episodic_life height level_name max_episode_steps "
-    "normalize_observations normalize_values num_action_repeats precision reward_clipping seed width",
+    "normalize_observations normalize_values num_action_repeats precision reward_clipping seed "
+    "width",
 }
 
 

@@ -120,9 +120,9 @@ class Faulty(gymnasium.Env):
         """Finite as float64, but not as the float32 that it becomes."""
         return self._plain(np.array([1e300, 0.0]))
 
-    def large_observation(self):
-        """Finite as float32, but its square is not."""
-        return self._plain(np.array([1e30, 0.0]))
+    def large_reward(self):
+        """The largest that may be."""
+        return self._plain(reward=1e12)
 
     def none_observation(self):
         return None, 1.0, False, False, {}

@@ -421,9 +421,15 @@ FAKES = [
 
 @pytest.mark.slow
 def test_one_number_that_is_too_large_costs_updates_and_not_the_run(run_python, tmp_path):
-    """Each of the 8 environments sees 1e30 once, whose square is no float32."""
-    level = "--level_name=tests.fakes:LargeObservationOnce-v0"
-    flags = [*FAKES, level, f"--logdir={tmp_path}", "--total_environment_frames=20000"]
+    """Each of the 8 environments gives 1e12 once: its gradient's square is no float32."""
+    level = "--level_name=tests.fakes:LargeRewardOnce-v0"
+    flags = [
+        *FAKES,
+        level,
+        "--baseline_cost=1e10",
+        f"--logdir={tmp_path}",
+        "--total_environment_frames=20000",
+    ]
     done = run_python("experiment.py", *flags)
     assert done.returncode == 0, done.stderr
     last = metrics_of(tmp_path)[-1]
@@ -432,14 +438,20 @@ def test_one_number_that_is_too_large_costs_updates_and_not_the_run(run_python, 
     assert int(last["updates"]) + skipped == int(last["frames"]) // 80
     assert json.loads((tmp_path / "results.json").read_text())["skipped_updates"] == skipped
     assert "is not made" in done.stderr
-    assert "the largest number observed 1e+30, of actor 0-" in done.stderr
+    assert "the largest reward 1e+12, of actor 0-" in done.stderr
     assert f"skipped updates     {skipped}, not finite" in done.stderr
 
 
 @pytest.mark.slow
 def test_numbers_that_stay_too_large_end_the_run_with_the_last_good_weights(run_python, tmp_path):
-    level = "--level_name=tests.fakes:LargeObservation-v0"
-    flags = [*FAKES, level, f"--logdir={tmp_path}", "--total_environment_frames=20000"]
+    level = "--level_name=tests.fakes:LargeReward-v0"
+    flags = [
+        *FAKES,
+        level,
+        "--baseline_cost=1e10",
+        f"--logdir={tmp_path}",
+        "--total_environment_frames=20000",
+    ]
     done = run_python("experiment.py", *flags)
     assert done.returncode == exit_codes.NOT_FINITE, done.stderr
     assert "error: 10 batches in a row gave no gradient that is finite" in done.stderr

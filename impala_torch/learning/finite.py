@@ -57,7 +57,7 @@ def what_was_not(
             f"{_LARGEST_HALF:,}, more than --gradients_precision=float16 holds"
         ]
     else:
-        found = ["this learner's terms are finite: another learner's are not, or the gradient"]
+        found = ["this learner's terms are finite: their gradient is not, or another learner's"]
     named = {"reward": arrays.reward, "final value": arrays.final_value}
     if arrays.observation.dtype.kind == "f":
         named["number observed"] = arrays.observation

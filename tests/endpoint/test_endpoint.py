@@ -533,6 +533,8 @@ BAD = {
     "initial action too large": lambda s: spoiled(s, initial_action=99),
     "version of the future": lambda s: spoiled(s, weights_version=10**9),
     "reward not finite": lambda s: spoiled(s, reward=np.nan),
+    "reward too large": lambda s: spoiled(s, reward=-1e13),
+    "final value too large": lambda s: spoiled(s, final_value=1e16),
     "logits not finite": lambda s: spoiled(s, policy_logits=np.inf),
     "state not finite": lambda s: spoiled(s, agent_state=np.nan),
     "done neither 0 nor 1": bad_done,

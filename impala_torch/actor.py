@@ -11,7 +11,7 @@ from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import weights
 from impala_torch.agents.base import Agent
 from impala_torch.endpoint import keys as curve
-from impala_torch.endpoint import messages
+from impala_torch.endpoint import local_sockets, messages
 from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import RunSpec, run_spec_of
@@ -38,7 +38,7 @@ def run(config: Config) -> None:
         config.task,
         config.num_envs,
         keys=None if config.relay else curve.for_address(config.learner_host, config.key_file),
-        relay=curve.expand(config.relay),
+        relay=local_sockets.expand(config.relay),
         timeout_secs=config.learner_timeout,
     )
     try:

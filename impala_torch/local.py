@@ -1,8 +1,8 @@
 """Training on this machine alone: a learner here and --num_actors actor processes."""
 
+import contextlib
 import logging
 import pathlib
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from impala_torch.flags.config import Config
 from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
 from impala_torch.learning.group import Group
-from impala_torch.machine import cores, processes
+from impala_torch.machine import cores, processes, sockets
 
 log = logging.getLogger(__name__)
 
@@ -38,16 +38,16 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
     """
     count = cores.usable()
     num_actors = config.num_actors or count
-    address = f"127.0.0.1:{_free_port()}"
     hosts = ",".join(f"127.0.0.1:{9001 + task}" for task in range(num_actors))
-    config = shared_out(config, 1, num_actors).replace(
-        num_actors=num_actors,
-        learner_host=address,
-        actor_hosts=hosts,
-        learner_threads=config.learner_threads or max(1, count // 2),
-    )
-    learner = Learner(config, Group(), logdir)
-    with EvaluationProcess(config, logdir, should_stop) as evaluation:
+    with contextlib.ExitStack() as stack:
+        config = shared_out(config, 1, num_actors).replace(
+            num_actors=num_actors,
+            learner_host=stack.enter_context(sockets.private_address()),
+            actor_hosts=hosts,
+            learner_threads=config.learner_threads or max(1, count // 2),
+        )
+        learner = Learner(config, Group(), logdir)
+        evaluation = stack.enter_context(EvaluationProcess(config, logdir, should_stop))
         actors = _Actors(config, logdir)
         try:
             learner.train(lambda: evaluation.should_stop() or actors.are_gone())
@@ -122,9 +122,3 @@ class _Actors:
 
     def _log_of(self, task: int) -> pathlib.Path:
         return self._logdir / "workers" / f"actor-0-{task}.log"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

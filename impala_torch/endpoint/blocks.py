@@ -63,3 +63,8 @@ def check_size(block: bytes | memoryview, num_bytes: int) -> None:
         raise ValueError(f"not a block: {error}") from error
     if size != num_bytes:
         raise ValueError(f"block of {size} bytes instead of {num_bytes}")
+
+
+def most_bytes(num_bytes: int) -> int:
+    """How large a block of ``num_bytes`` can be: what does not compress grows a little."""
+    return num_bytes + num_bytes // 256 + 128  # ZSTD_compressBound, and the checksum

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from impala_torch.endpoint import blocks
-from impala_torch.endpoint.messages import BadMessage, Buffer
+from impala_torch.endpoint.messages import MAX_ENVS, MAX_HEADER_BYTES, BadMessage, Buffer
 from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.structures import LARGEST_REWARD, LARGEST_VALUE, Unroll, unroll_layout
 
@@ -35,6 +35,11 @@ class UnrollCodec:
         self._encoder = blocks.Encoder()
         self._decoder = blocks.Decoder()
         self._block_bytes = math.prod((*before, *after)) * np.dtype(dtype).itemsize
+
+    def largest_frame(self) -> int:
+        """Bytes of the largest frame that an honest actor, or a relay, may send."""
+        sizes = (self._block_bytes, self._fields_bytes(MAX_ENVS))
+        return max(MAX_HEADER_BYTES, *map(blocks.most_bytes, sizes))
 
     def encode(self, unroll: Unroll[np.ndarray]) -> list[bytes]:
         fields = {name: getattr(unroll, name) for name in self._layout}
@@ -96,16 +101,18 @@ class UnrollCodec:
                 raise BadMessage(f"observations: {error}") from error
         return CompressedUnroll(fields, list(buffers[1:]))
 
+    def _fields_bytes(self, num_envs: int) -> int:
+        return num_envs * sum(
+            math.prod((*before, *after)) * np.dtype(dtype).itemsize
+            for before, after, dtype in self._layout.values()
+        )
+
     def _read_fields(self, buffer: Buffer, num_envs: int) -> dict[str, np.ndarray]:
         shapes = {
             name: (*before, num_envs, *after) for name, (before, after, _) in self._layout.items()
         }
-        expected = sum(
-            math.prod(shapes[name]) * np.dtype(dtype).itemsize
-            for name, (_, _, dtype) in self._layout.items()
-        )
         try:
-            data, offset = self._decoder.decompress(buffer, expected), 0
+            data, offset = self._decoder.decompress(buffer, self._fields_bytes(num_envs)), 0
         except ValueError as error:
             raise BadMessage(f"unroll fields: {error}") from error
         fields: dict[str, Any] = {}

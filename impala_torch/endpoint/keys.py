@@ -6,8 +6,8 @@ authenticated by CurveZMQ. A key file holds what one side needs:
 
 * everything, with one pair for all actors, as made by
   ``python -m impala_torch.endpoint.keys run.key`` for runs started by hand;
-* a learner's: the endpoints' pair, the public keys that it accepts, with their names, and a pair
-  for what it starts itself beside it (its evaluator);
+* a learner's: the endpoints' pair, the public keys that it accepts, with their names and the tasks
+  that each may have, and a pair for what it starts itself beside it (its evaluator);
 * an actor's: the endpoints' public key and a pair of its own.
 
 The last two are the frontend's, which makes new ones for every run (``make_for_run``).
@@ -22,16 +22,20 @@ import re
 import socket
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import zmq
 import zmq.utils.z85
 
-from impala_torch.flags.addresses import parse_address
+from impala_torch.endpoint import local_sockets
+from impala_torch.flags.addresses import is_ipc, parse_address
 from impala_torch.flags.errors import UserError
 
 _Z85_KEY = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
+# A worker set's number, and a task of an actor in it.
+Task = tuple[int, int]
+
 _NAMES = ("server_public", "server_secret", "actor_public", "actor_secret")
 
 
@@ -44,6 +48,12 @@ class RunKeys:
     actor_public: bytes | None = None
     actor_secret: bytes | None = None
     accepted: Mapping[bytes, str] = dataclasses.field(default_factory=dict)  # names by public key
+    # By name what actors with its key may be; any where the name is missing.
+    tasks: Mapping[str, Collection[Task]] = dataclasses.field(default_factory=dict)
+
+    def may_act(self, name: str, worker_set: int, task: int) -> bool:
+        """Whether an actor with the key of that name may have a task."""
+        return name not in self.tasks or (worker_set, task) in self.tasks[name]
 
     def __repr__(self) -> str:
         return "RunKeys(...)"
@@ -55,11 +65,14 @@ def make(path: str) -> None:
     write(path, {name: key.decode("ascii") for name, key in zip(_NAMES, pairs, strict=True)})
 
 
-def make_for_run(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def make_for_run(
+    names: Iterable[str] | Mapping[str, Iterable[Task]],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """New keys of a run, as contents for ``write``.
 
     Args:
-      names: of those who connect; each gets a pair of its own.
+      names: of those who connect; each gets a pair of its own. With tasks, a name's key is good
+        for actors of these alone, and none for one without any.
 
     Returns:
       What learners hold, and by name what the others hold.
@@ -73,6 +86,9 @@ def make_for_run(names: Iterable[str]) -> tuple[dict[str, Any], dict[str, dict[s
         return {"server_public": server_public, "actor_public": public, "actor_secret": secret}
 
     learner = {**pair("learner"), "server_secret": server_secret, "accepted": accepted}
+    if isinstance(names, Mapping):
+        tasks = {name: [list(one) for one in names[name]] for name in names}
+        learner["tasks"] = {"learner": [], **tasks}  # what a learner starts is no actor
     return learner, {name: pair(name) for name in names}
 
 
@@ -113,7 +129,11 @@ def _parse(content: dict[str, Any]) -> RunKeys:
     """Raises one of several errors where the content is not a key file's."""
     known = {name: _key(content[name]) for name in _NAMES if name in content}
     accepted = {_key(key): str(name) for key, name in content.get("accepted", {}).items()}
-    keys = RunKeys(**known, accepted=accepted)
+    tasks = {
+        str(name): frozenset((int(worker_set), int(task)) for worker_set, task in pairs)
+        for name, pairs in content.get("tasks", {}).items()
+    }
+    keys = RunKeys(**known, accepted=accepted, tasks=tasks)
     if (keys.actor_public is None) != (keys.actor_secret is None):
         raise ValueError("half a pair")
     if keys.server_secret is not None and keys.actor_public is not None:
@@ -137,13 +157,18 @@ def is_loopback(host: str) -> bool:
 
 
 def for_address(address: str, key_file: str) -> RunKeys | None:
-    """The keys to use at ``address`` (``ip:port``); None where it may stay open.
+    """The keys to use at ``address`` (``ip:port``, or ``ipc://``); None where it needs none.
 
     Raises:
-      UserError: the address is not a loopback one and there is no key file.
+      UserError: the address is not a loopback one and there is no key file, or it is ``ipc://`` in
+        a folder that others can open.
     """
+    if is_ipc(address):
+        local_sockets.check_private(address, "--learner_host")
     if key_file:
         return load(key_file)
+    if is_ipc(address):
+        return None
     host, _ = parse_address(address, "--learner_host")
     if is_loopback(host):
         return None
@@ -155,18 +180,15 @@ def for_address(address: str, key_file: str) -> RunKeys | None:
 
 
 def zmq_address(address: str) -> str:
-    """``ip:port`` as ZeroMQ wants it: a numeric address, so that binding works by name too."""
+    """An address as ZeroMQ wants it: a numeric one, so that binding works by name too."""
+    if is_ipc(address):
+        return local_sockets.expand(address)
     host, port = parse_address(address, "--learner_host")
     try:
         numeric = socket.gethostbyname(host)
     except OSError as error:
         raise UserError(f"--learner_host={address}: the host '{host}' is not known") from error
     return f"tcp://{numeric}:{port}"
-
-
-def expand(ipc: str) -> str:
-    """``ipc://~/...`` with the home directory; ZeroMQ does not know it. Empty stays empty."""
-    return "ipc://" + os.path.expanduser(ipc.removeprefix("ipc://")) if ipc else ""
 
 
 class Authenticator:

@@ -15,11 +15,13 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 | learner | same      |                                                           |                |
 | actor   | ready     | an unroll waits to be sent                                |                |
 | learner | credit    | one message of unrolls may be sent                        |                |
-| learner | wait      | the queue is full: a credit follows when there is room    |                |
+| learner | wait      | the queue is full: a credit follows when there is room;   |                |
+|         |           | or nothing but that the learner looks who is there        |                |
 | actor   | unroll    | episodes: [[return, frames, raw return, raw frames], ...] | fields, blocks |
 |         |           | waited: seconds spent waiting for the learner since the   |                |
 |         |           | unroll before (may be absent)                             |                |
 | learner | stop      | the run has ended; the actor ends                         |                |
+| relay   | gone      | the actor in whose name this comes has left               |                |
 | learner | unknown   | no hello yet (the learner was restarted): say it again    |                |
 | anyone  | status    |                                                           |                |
 | learner | status    | status: the endpoint's numbers, see ``server.status``     |                |
@@ -49,7 +51,7 @@ Nothing is unpickled. Every length and value of an unroll is checked against the
 specification before anything is allocated for it.
 """
 
-import math
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,6 +66,11 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_ENVS = 4096  # of one actor
 EVALUATOR = "evaluator"  # the role of who only pulls weights
 MAX_ACTOR_ID_BYTES = 64
+MAX_WORDS = 200  # characters of what is said about a message, wherever it is said
+MAX_WAITED_SECS = 1e9  # between two unrolls; more is no time
+MAX_NUMBER = 1e30  # of an episode: sums of many such are still numbers, in single precision too
+# A peer whose host vanished without a word is noticed by these, at either end of a connection.
+HEARTBEAT_SECS, HEARTBEAT_TIMEOUT_SECS = 5.0, 20.0
 
 Buffer = bytes | memoryview
 Route = tuple[bytes, bytes]  # the connection's identity, the relayed actor's id (b"" if direct)
@@ -71,6 +78,32 @@ Route = tuple[bytes, bytes]  # the connection's identity, the relayed actor's id
 
 class BadMessage(Exception):
     """A message that does not follow the format; it costs its sender the connection."""
+
+
+class _Quotes(reprlib.Repr):
+    """``repr`` that is short, and neither deep nor slow, whatever the value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 2
+        self.maxstring = self.maxlong = self.maxother = 40
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        return repr(value[:20])
+
+
+_QUOTES = _Quotes()
+
+
+def quoted(value: Any) -> str:
+    """What a message held, as it may be said: at most 60 characters, all of them printable."""
+    return cut(_QUOTES.repr(value), 60)
+
+
+def cut(words: str, characters: int = MAX_WORDS) -> str:
+    """``words``, or what fits of them; what cannot be printed becomes a question mark."""
+    shown = words if len(words) <= characters else f"{words[: characters - 3]}..."
+    return "".join(one if one.isprintable() else "?" for one in shown)
 
 
 def encode(kind: str, **fields: Any) -> bytes:
@@ -152,14 +185,21 @@ def encode_episodes(episodes: Sequence[EpisodeResult]) -> list[list[float | None
     return [list(episode) for episode in episodes]
 
 
-def decode_episodes(header: dict[str, Any]) -> list[EpisodeResult]:
-    """Raises BadMessage."""
+def decode_episodes(header: dict[str, Any], most: int) -> list[EpisodeResult]:
+    """The episodes of an unroll, ``most`` at most: as many as its steps can end.
+
+    Raises:
+      BadMessage: there are more, or one of them is none.
+    """
     episodes = []
-    for values in field(header, "episodes", list):
+    told = field(header, "episodes", list)
+    if len(told) > most:
+        raise BadMessage(f"unroll has {len(told)} episodes, and steps for {most}")
+    for values in told:
         good = (
             isinstance(values, list)
             and len(values) == 4
-            and all(v is None or (type(v) in (int, float) and math.isfinite(v)) for v in values)
+            and all(v is None or (type(v) in (int, float) and abs(v) <= MAX_NUMBER) for v in values)
             and None not in values[:2]
         )
         if not good:
@@ -171,6 +211,6 @@ def decode_episodes(header: dict[str, Any]) -> list[EpisodeResult]:
 def decode_waited(header: dict[str, Any]) -> float:
     """Seconds that the actor waited for its unroll. Raises BadMessage."""
     waited = header.get("waited", 0.0)
-    if type(waited) not in (int, float) or not (math.isfinite(waited) and waited >= 0):
+    if type(waited) not in (int, float) or not 0 <= waited <= MAX_WAITED_SECS:
         raise BadMessage("'unroll' has a bad waited")
     return float(waited)

@@ -9,6 +9,7 @@ from impala_torch.endpoint import messages
 from impala_torch.endpoint.messages import Route
 
 ABSENT_SECS = 60.0  # an actor not heard of for this long counts as gone until it speaks again
+MAX_HOST = 64  # characters of a host's name; no more on Linux
 RATE_SECS = 15.0  # window of figures per second
 
 
@@ -39,13 +40,15 @@ class Peer:
         self.key = key
         self.task: int = messages.field(hello, "task", int, high=1 << 31)
         self.num_envs: int = messages.field(hello, "num_envs", int, 1, messages.MAX_ENVS)
-        self.host: str = messages.field(hello, "host", str)[:255]
+        self.host: str = messages.cut(messages.field(hello, "host", str), MAX_HOST)
         self.pid: int = messages.field(hello, "pid", int)
         role = hello.get("role", "")
         if role not in ("", messages.EVALUATOR):
             raise messages.BadMessage("'hello' has a bad role")
         self.role: str = role
         self.granted_at: float | None = None  # holds credit since then
+        self.lapsed = False  # its last credit was taken back
+        self.left = False  # its connection is gone
         self.waiting_since: float | None = None  # for credit
         self.steps = 0
         self.episodes = 0
@@ -68,7 +71,7 @@ class Peer:
 
     @property
     def present(self) -> bool:
-        return time.monotonic() - self.last_seen < ABSENT_SECS
+        return not self.left and time.monotonic() - self.last_seen < ABSENT_SECS
 
     def status(self, newest: int, published: Mapping[int, float]) -> dict[str, Any]:
         """

@@ -14,11 +14,8 @@ it; 2 for bad arguments; 3 when no learner was heard of for --learner_timeout.
 import argparse
 import logging
 import os
-import pathlib
 import re
 import signal
-import socket
-import stat
 import sys
 import time
 from typing import NoReturn
@@ -26,9 +23,9 @@ from typing import NoReturn
 import zmq
 
 from impala_torch.endpoint import keys as curve
+from impala_torch.endpoint import local_sockets
 from impala_torch.endpoint.relay_set import WorkerSet
 from impala_torch.flags.addresses import parse_address
-from impala_torch.flags.checks import MAX_SOCKET_PATH_BYTES
 from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -65,8 +62,11 @@ class Relay:
         keys = {
             number: curve.for_address(address, key_file) for number, address in addresses.items()
         }
-        folder = _private_directory(directory)
-        paths = {number: _free_path(folder / f"set-{number}.ipc") for number in addresses}
+        folder = local_sockets.private_directory(directory)
+        paths = {
+            number: local_sockets.free_path(folder / f"set-{number}.ipc", "relay")
+            for number in addresses
+        }
         self._wake = os.eventfd(0, os.EFD_NONBLOCK)
         self._context = zmq.Context()
         self._sets: list[WorkerSet] = []
@@ -127,39 +127,6 @@ class Relay:
             if self._timeout and stopped_at is None and silent > self._timeout:
                 log.error("no learner was heard for %.0f s", silent)
                 return 3
-
-
-def _private_directory(directory: str) -> pathlib.Path:
-    """Makes ``directory`` if need be. Raises UserError if others could put sockets there."""
-    path = pathlib.Path(directory)
-    try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.stat()
-    except OSError as error:
-        raise UserError(f"the directory {directory} cannot be made: {error.strerror}") from error
-    if found.st_uid != os.getuid() or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UserError(f"others can write to the directory {directory}: it must be private")
-    return path
-
-
-def _free_path(path: pathlib.Path) -> pathlib.Path:
-    """Removes a socket that a dead relay left. Raises UserError if the path cannot be used."""
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-        raise UserError(f"{path}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes")
-    if not path.is_socket():
-        if path.exists():
-            raise UserError(f"{path} exists and is not a socket")
-        return path
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2.0)
-        try:
-            probe.connect(str(path))
-        except ConnectionError:
-            path.unlink(missing_ok=True)
-            return path
-        except OSError as error:
-            raise UserError(f"{path} cannot be used: {error}") from error
-    raise UserError(f"another relay serves {path}")
 
 
 class _Parser(argparse.ArgumentParser):

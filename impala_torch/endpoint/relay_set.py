@@ -1,5 +1,6 @@
 """A relay's part for one worker set: its actors' messages, and the newest weights."""
 
+import errno
 import logging
 import pathlib
 import time
@@ -16,8 +17,6 @@ log = logging.getLogger(__name__)
 
 ASK_AGAIN_SECS = 5.0  # a pull that the learner did not answer for so long is lost
 FORGET_SECS = 60.0  # nobody waits for weights so long: that actor is gone
-# A learner whose host vanished without a word is noticed by these, whatever actors wait for.
-HEARTBEAT_SECS, HEARTBEAT_TIMEOUT_SECS = 5.0, 20.0
 MAX_AT_A_TIME = 64  # messages of one socket before the others get their turn
 
 
@@ -78,13 +77,14 @@ class WorkerSet:
         self.learner.set_hwm(0)
         self.learner.reconnect_ivl = 100
         self.learner.reconnect_ivl_max = 2000
-        self.learner.heartbeat_ivl = int(1000 * HEARTBEAT_SECS)
-        self.learner.heartbeat_timeout = int(1000 * HEARTBEAT_TIMEOUT_SECS)
+        self.learner.heartbeat_ivl = int(1000 * messages.HEARTBEAT_SECS)
+        self.learner.heartbeat_timeout = int(1000 * messages.HEARTBEAT_TIMEOUT_SECS)
         if keys is not None:
             curve.secure_client(self.learner, keys)
         self.learner.connect(curve.zmq_address(address))
         self.actors = context.socket(zmq.ROUTER)
         self.actors.linger = 2000
+        self.actors.router_mandatory = True  # the learner is told of an actor that is gone
         try:
             self.actors.bind(f"ipc://{path}")
         except zmq.ZMQError as error:
@@ -172,7 +172,7 @@ class WorkerSet:
                 actor, _ = messages.unwrap([frame.buffer for frame in frames])
                 header = messages.decode((frames[2] if actor else frames[0]).buffer)
                 if not actor:  # nobody asked: it does not take relayed messages
-                    raise BadMessage(str(header)[:500])
+                    raise BadMessage(messages.quoted(header))
                 self._from_learner(actor, header, frames[2:])
             except BadMessage as error:
                 log.warning("set %d: its learner sent a bad message: %s", self.number, error)
@@ -232,8 +232,16 @@ class WorkerSet:
         self._pull = None
 
     def _to_actor(self, actor: bytes, parts: list) -> None:
-        # A ROUTER drops what is for an actor that left; it never blocks.
-        self.actors.send_multipart([actor, *parts], copy=False)
+        # It never blocks: an actor that does not read loses what does not fit.
+        try:
+            self.actors.send_multipart([actor, *parts], zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            pass
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            # The learner may keep room for it, and cannot see that it has left.
+            self._to_learner(actor, [messages.encode("gone")])
 
     # --- the rest ---
 

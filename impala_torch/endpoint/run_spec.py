@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from impala_torch.endpoint.messages import quoted
 from impala_torch.flags.config import Config
 from impala_torch.structures import EnvironmentSpec, LevelOptions
 
@@ -36,7 +37,7 @@ class RunSpec:
             return "its specification is not a map"
         ours = self.to_header()
         return "; ".join(
-            f"its {name} is {header.get(name)!r}, the learner's {value!r}"
+            f"its {name} is {quoted(header.get(name))}, the learner's {value!r}"
             for name, value in ours.items()
             if header.get(name) != value
         )

@@ -2,11 +2,19 @@
 
 The learner publishes weights (``publish``) and takes batches from ``batches``; this thread
 answers the actors and keeps the count of who is there.
+
+Whatever one peer does or sends costs that peer alone. A message that cannot be handled, for
+whatever reason, has its sender refused. Nothing waits for a peer: what does not fit into its
+connection is lost to it, one whose connection is gone is forgotten with the room that it held,
+and of what it does not read no more than one large answer is kept. What can arrive is bounded
+before there is any trust: see ``_bounded``.
 """
 
 import collections
 import errno
+import logging
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -17,16 +25,25 @@ import numpy as np
 import zmq
 
 from impala_torch.endpoint import keys as curve
-from impala_torch.endpoint import messages
+from impala_torch.endpoint import local_sockets, messages
 from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.messages import BadMessage, Route
 from impala_torch.endpoint.peers import Peer, Window
 from impala_torch.endpoint.run_spec import RunSpec
+from impala_torch.flags.addresses import is_ipc
 from impala_torch.flags.errors import UserError
 from impala_torch.structures import EpisodeResult
 
+log = logging.getLogger(__name__)
+
 CREDIT_SECS = 30.0  # an actor that was granted credit sends at once, or it is gone
+SILENT_SECS = 15.0  # one that waits for credit asks again twice in this time, or it is gone
+LOOK_SECS = 1.0  # between two looks whether those who hold credit are still there
+OWED_SECS = 0.02  # between two looks whether what was kept back can be sent
+HANDSHAKE_SECS = 10.0  # a connection that has said nothing sensible for so long is closed
+MAX_UNHEARD = 64  # messages of a connection that are read ahead; more wait at their sender
+CURVE_BYTES = 1024  # at most, that encryption adds to a frame
 MAX_BANNED = 10_000  # senders remembered
 LATE_SECS = 10.0  # how long a closing endpoint waits for actors that have not come yet
 MAX_EVALUATORS = 16  # that are known at a time; the oldest says hello again
@@ -52,7 +69,7 @@ class EndpointServer:
     ) -> None:
         """
         Args:
-          address: ``ip:port`` to bind.
+          address: to bind: ``ip:port``, or ``ipc://`` and a path.
           spec: what actors must agree with.
           layout: of the flat weights, told to actors in the welcome.
           batches: where unrolls go.
@@ -85,6 +102,11 @@ class EndpointServer:
         self._told_late: set[int] = set()  # tasks that came when the endpoint was closing
         self._queue: collections.deque[Peer] = collections.deque()  # wait for credit, in order
         self._late_bad: collections.deque[tuple[Route, str]] = collections.deque()
+        # By connection: the large answer that was sent last, and who waits for the next: the
+        # route, and the version of its weights, or None where it asked for the status.
+        self._large: dict[bytes, zmq.MessageTracker] = {}
+        self._owed: dict[bytes, tuple[Route, int | None]] = {}
+        self._surprises: set[str] = set()  # kinds of errors, told once each
         self.bad_messages = 0
         self.last_bad = ""
         self.bytes_received = 0
@@ -101,12 +123,26 @@ class EndpointServer:
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.linger = 2000
+        _bounded(self._socket, self._codec.largest_frame())
+        self._keys = keys
+        self._path: pathlib.Path | None = None  # of the socket, where it is one of this machine
         self._authenticator = None
         if keys is not None:
             self._authenticator = curve.Authenticator(self._context, keys)
             curve.secure_server(self._socket, keys)
         try:
+            if is_ipc(address):
+                self._path = local_sockets.free_path(local_sockets.path_of(address), "learner")
+            elif keys is None:
+                log.warning(
+                    "the endpoint at %s is open to all users of this machine; with --key_file it "
+                    "is not",
+                    address,
+                )
             self._socket.bind(curve.zmq_address(address))
+        except UserError:
+            self._context.destroy(linger=0)
+            raise
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             words = f"--learner_host={address} cannot be served"
@@ -219,6 +255,8 @@ class EndpointServer:
             if self._authenticator:
                 self._authenticator.close()
             self._context.term()
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -226,27 +264,40 @@ class EndpointServer:
         poller.register(self._wake, zmq.POLLIN)
         if self._authenticator:
             poller.register(self._authenticator.socket, zmq.POLLIN)
-        deadline, sampled = None, time.monotonic()
+        deadline = None
+        sampled = looked = paid = time.monotonic()
         while deadline is None or time.monotonic() < deadline + self._lateness():
-            ready = dict(poller.poll(timeout=1000 if deadline is None else 50))
+            ready = dict(poller.poll(timeout=self._patience_ms(deadline is not None)))
             if self._wake in ready:
                 os.eventfd_read(self._wake)
             if self._authenticator and self._authenticator.socket in ready:
                 self._authenticator.handle()
             if self._socket in ready:
                 self._receive()
-            if time.monotonic() - sampled > 1:
-                sampled = time.monotonic()
+            now = time.monotonic()
+            if now - sampled > 1:
+                sampled = now
                 self._window.add(*self._counts())
+            if now - looked > LOOK_SECS:
+                looked = now
+                self._look_who_is_there(now)
+            if self._owed and now - paid > OWED_SECS:
+                paid = now
+                self._pay()
             while self._late_bad:
                 self._refuse_bad(*self._late_bad.popleft())
             if self._closing.is_set():
                 if deadline is None:
                     deadline = time.monotonic() + self._grace_secs
-                    for route in self._peers:
+                    for route in list(self._peers):
                         self._send(route, "stop")
             else:
                 self._grant()
+
+    def _patience_ms(self, closing: bool) -> int:
+        if self._owed:
+            return int(1000 * OWED_SECS)
+        return 50 if closing else int(1000 * LOOK_SECS)
 
     def _lateness(self) -> float:
         """How much longer to wait for actors that were never here, in seconds."""
@@ -271,18 +322,32 @@ class EndpointServer:
                     self._handle(sender, messages.decode(frames[0]), frames[1:], parts[-1])
             except BadMessage as error:
                 self._refuse_bad(sender, str(error))
+            except zmq.ZMQError:
+                raise  # the socket's own, which no message can cause
+            except Exception as error:  # it has no right to happen; the run is worth more
+                kind = type(error).__name__
+                if kind not in self._surprises:
+                    self._surprises.add(kind)
+                    log.exception("a message that cannot be handled; its sender is refused")
+                self._refuse_bad(sender, f"it cannot be handled ({kind})")
 
     def _handle(
         self, sender: Route, header: dict[str, Any], buffers: list[memoryview], frame: zmq.Frame
     ) -> None:
         kind = header["type"]
         if kind == "status":
-            self._send(sender, "status", status=self.status())
+            self._answer(sender, None)
+            return
+        if kind == "gone":  # never answered: the answer would find nobody, and so on
+            if sender in self._peers:
+                self._leave(self._peers[sender])
             return
         if self._closing.is_set():
             self._send(sender, "stop")
             if kind == "hello" and header.get("role") != messages.EVALUATOR:
-                self._told_late.add(messages.field(header, "task", int))
+                task = messages.field(header, "task", int)
+                if task < self._num_actors:
+                    self._told_late.add(task)
             return
         if kind == "hello":
             self._hello(sender, header, _key_of(frame))
@@ -293,7 +358,7 @@ class EndpointServer:
             return
         peer.last_seen = time.monotonic()
         if kind == "pull":
-            self._pull(peer, messages.field(header, "version", int, low=-1))
+            self._answer(sender, messages.field(header, "version", int, low=-1))
         elif peer.role == messages.EVALUATOR:
             raise BadMessage(f"'{kind[:40]}' of an evaluator")
         elif kind == "ready":
@@ -305,43 +370,57 @@ class EndpointServer:
 
     def _hello(self, sender: Route, header: dict[str, Any], key: str) -> None:
         if header.get("protocol") != messages.PROTOCOL:
-            reason = (
-                f"it speaks version {header.get('protocol')} of the protocol, the learner "
-                f"{messages.PROTOCOL}: use the same code on both"
+            theirs = messages.quoted(header.get("protocol"))
+            self._refuse(
+                sender,
+                f"it speaks version {theirs} of the protocol, the learner {messages.PROTOCOL}: "
+                "use the same code on both",
             )
-            self._send(sender, "refused", reason=reason)
             return
         if difference := self.spec.difference(header.get("spec")):
-            self._send(sender, "refused", reason=f"{difference}: give both the same flags")
+            self._refuse(sender, f"{messages.cut(difference, 150)}: give both the same flags")
             return
         peer = Peer(sender, header, key)
+        if peer.role != messages.EVALUATOR and (reason := self._wrong_task(peer)):
+            self._refuse(sender, reason)
+            return
+        # A route is one peer: what it was before, under another task perhaps, it is no more.
+        before = self._peers.get(sender)
+        if before is not None and (peer.role or before.role or before.task != peer.task):
+            self._drop(before)
         if peer.role == messages.EVALUATOR:
             self._admit_evaluator(peer)
-            self._welcome(peer)
-            return
+        else:
+            self._admit(peer)
+        self._welcome(peer)
+
+    def _wrong_task(self, peer: Peer) -> str:
+        """Why an actor may not have the task that it names; empty if it may."""
         if peer.task >= self._num_actors:
-            reason = (
+            return (
                 f"--task={peer.task} is outside the learner's --actor_hosts, which names "
                 f"{self._num_actors} actor(s)"
             )
-            self._send(sender, "refused", reason=reason)
-            return
+        if self._keys is not None and not self._keys.may_act(peer.key, self._worker_set, peer.task):
+            return (
+                f"--task={peer.task} of worker set {self._worker_set} is not of the key "
+                f"'{messages.cut(peer.key, 64)}': start the actor on the host that its row names"
+            )
+        return ""
+
+    def _admit(self, peer: Peer) -> None:
         before = self._by_task.get(peer.task)
         if before is not None:
             self._forget(before)
-            if before.route != sender:
+            if before.route != peer.route:
                 reason = f"another process on {peer.host} took the place of --task={peer.task}"
-                self._send(before.route, "refused", reason=reason)
+                self._refuse(before.route, reason)
             peer.take_over(before)
         if before is None or (before.host, before.pid) != (peer.host, peer.pid):
             self._processes[peer.task] += 1
-        self._peers[sender] = self._by_task[peer.task] = peer
-        self._welcome(peer)
+        self._peers[peer.route] = self._by_task[peer.task] = peer
 
     def _admit_evaluator(self, peer: Peer) -> None:
-        before = self._peers.get(peer.route)
-        if before is not None:
-            self._drop(before)
         self._peers[peer.route] = peer
         self._evaluators.append(peer)
         if len(self._evaluators) > MAX_EVALUATORS:
@@ -362,15 +441,32 @@ class EndpointServer:
             start=self._frames_before + max(0, self._processes[peer.task] - 1),
         )
 
-    def _pull(self, peer: Peer, version: int) -> None:
-        if self._weights is None or self._weights[0] == version:
-            self._send(peer.route, "same")
+    def _answer(self, route: Route, version: int | None) -> None:
+        """Sends the weights to who has those of ``version``, or the status where that is None.
+
+        A connection gets one at a time: until it is handed over the next is owed, so that a peer
+        that never reads keeps no more than one copy of weights from being forgotten.
+        """
+        if version is not None and (self._weights is None or self._weights[0] == version):
+            self._send(route, "same")
             return
-        newest, flat, frames = self._weights
-        self.weights_sent += 1
-        self._send(
-            peer.route, "weights", flat, version=newest, instance=self._instance, frames=frames
-        )
+        before = self._large.get(route[0])
+        if before is not None and not before.done:
+            self._owed[route[0]] = (route, version)
+        elif version is None:
+            self._send_large(route, memoryview(messages.encode("status", status=self.status())))
+        elif self._weights is not None:
+            newest, flat, frames = self._weights
+            header = messages.encode(
+                "weights", version=newest, instance=self._instance, frames=frames
+            )
+            self.weights_sent += self._send_large(route, header, flat)
+
+    def _pay(self) -> None:
+        """Answers those whose last answer is handed over by now."""
+        owed, self._owed = self._owed, {}
+        for route, version in owed.values():
+            self._answer(route, version)
 
     def _ready(self, peer: Peer) -> None:
         if peer.granted_at is not None:
@@ -385,42 +481,69 @@ class EndpointServer:
 
     def _unroll(self, peer: Peer, header: dict[str, Any], buffers: list[memoryview]) -> None:
         if peer.granted_at is None:
-            raise BadMessage("unroll without credit")
+            if not peer.lapsed:
+                raise BadMessage("unroll without credit")
+            peer.lapsed = False  # it was slow, and its room is another's by now
+            return
         unroll = self._codec.decode_fields(buffers, peer.num_envs, self._version)
-        episodes = messages.decode_episodes(header)
+        steps = self.spec.unroll_length * peer.num_envs
+        episodes = messages.decode_episodes(header, most=steps)
         waited = messages.decode_waited(header)
-        peer.granted_at = None
         acted_with = int(unroll.fields["weights_version"].min())
-        peer.count(self.spec.unroll_length * peer.num_envs, len(episodes), waited, acted_with)
+        peer.count(steps, len(episodes), waited, acted_with)
         self._episodes.extend((self._version, episode) for episode in episodes)
+        peer.granted_at = None
         origin = f"actor {self._worker_set}-{peer.task} on {peer.host}"
         self._batches.put(peer.route, unroll, peer.num_envs, origin)
 
     def _grant(self) -> None:
         """Gives credit to those who wait, first come first served, while there is room."""
         now = time.monotonic()
-        for peer in self._peers.values():
-            if peer.granted_at is not None and now - peer.granted_at > CREDIT_SECS:
-                peer.granted_at = None
-                self._batches.release(peer.num_envs)
         while self._queue:
             peer = self._queue[0]
+            if now - peer.last_seen > SILENT_SECS:
+                self._leave_queue(peer)
+                continue
             if not self._batches.reserve(peer.num_envs):
                 return
-            self._queue.popleft()
-            peer.waiting_since = None
-            peer.granted_at = now
-            self._send(peer.route, "credit")
+            self._leave_queue(peer)
+            peer.granted_at, peer.lapsed = now, False
+            if not self._send(peer.route, "credit"):
+                self._take_back(peer)
         self._batches.wanted = 0
 
-    def _forget(self, peer: Peer) -> None:
-        self._peers.pop(peer.route, None)
+    def _look_who_is_there(self, now: float) -> None:
+        """Takes room back from those who hold it and do not send, or are not there any more."""
+        for peer in list(self._peers.values()):
+            if peer.granted_at is None:
+                continue
+            if now - peer.granted_at > CREDIT_SECS:
+                self._take_back(peer)
+                peer.lapsed = True
+            elif now - peer.granted_at > LOOK_SECS:
+                self._send(peer.route, "wait")  # found out if nobody is there to get it
+        self._large = {who: sent for who, sent in self._large.items() if not sent.done}
+
+    def _leave_queue(self, peer: Peer) -> None:
         if peer.waiting_since is not None:
             self._queue.remove(peer)
             peer.waiting_since = None
+
+    def _take_back(self, peer: Peer) -> None:
         if peer.granted_at is not None:
             peer.granted_at = None
             self._batches.release(peer.num_envs)
+
+    def _forget(self, peer: Peer) -> None:
+        if self._peers.get(peer.route) is peer:
+            del self._peers[peer.route]
+        self._leave_queue(peer)
+        self._take_back(peer)
+
+    def _leave(self, peer: Peer) -> None:
+        """Forgets a peer that is gone; its task's counts wait for who comes after it."""
+        self._forget(peer)
+        peer.left = True
 
     def _drop(self, peer: Peer) -> None:
         """Forgets a peer, and that its task is taken."""
@@ -430,21 +553,58 @@ class EndpointServer:
 
     def _refuse_bad(self, sender: Route, reason: str) -> None:
         self.bad_messages += 1
-        self.last_bad = reason
-        self._send(sender, "refused", reason=f"bad message: {reason}", banned=True)
+        self.last_bad = messages.cut(reason)
         self._banned[sender] = None
         if len(self._banned) > MAX_BANNED:
             del self._banned[next(iter(self._banned))]
         peer = self._peers.get(sender)
         if peer is not None:
             self._drop(peer)
+        self._refuse(sender, f"bad message: {reason}", banned=True)
 
-    def _send(self, route: Route, kind: str, *buffers: memoryview, **fields: Any) -> None:
-        # A ROUTER drops what is for a peer that left; it never blocks.
+    def _refuse(self, route: Route, reason: str, **fields: Any) -> None:
+        self._send(route, "refused", reason=messages.cut(reason), **fields)
+
+    def _send(self, route: Route, kind: str, **fields: Any) -> bool:
+        return self._send_parts(route, [messages.encode(kind, **fields)])
+
+    def _send_large(self, route: Route, *parts: memoryview | bytes) -> bool:
+        """``_send_parts``; ``_large`` knows then whether the last part is handed over."""
+        # One that is small would be copied, and a thousand copies wait in a connection.
+        frame = zmq.Frame(parts[-1], track=True, copy=False, copy_threshold=0)
+        self._large[route[0]] = frame.tracker
+        return self._send_parts(route, [*parts[:-1], frame])
+
+    def _send_parts(self, route: Route, parts: list[Any]) -> bool:
+        """Whether the connection took a message. It never blocks.
+
+        A peer that does not read loses it; who was at the end of a connection that is gone is
+        forgotten.
+        """
         identity, actor_id = route
-        header = messages.encode(kind, **fields)
-        parts: list[Any] = [identity, *messages.wrap(actor_id), header, *buffers]
-        self._socket.send_multipart(parts, copy=False)
+        frames = [identity, *messages.wrap(actor_id), *parts]
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != errno.EHOSTUNREACH:
+                raise
+            for peer in [peer for peer in self._peers.values() if peer.route[0] == identity]:
+                self._leave(peer)
+            return False
+        return True
+
+
+def _bounded(server: zmq.Socket, largest_frame: int) -> None:
+    """Bounds what anyone may make ``server`` keep. Call before ``bind``."""
+    # Of a frame's first bytes, in a handshake too: a larger one ends the connection.
+    server.maxmsgsize = largest_frame + CURVE_BYTES
+    server.rcvhwm = MAX_UNHEARD
+    server.handshake_ivl = int(1000 * HANDSHAKE_SECS)
+    server.router_mandatory = True  # a peer that is gone is told of, not guessed
+    server.heartbeat_ivl = int(1000 * messages.HEARTBEAT_SECS)
+    server.heartbeat_timeout = int(1000 * messages.HEARTBEAT_TIMEOUT_SECS)
 
 
 def _key_of(frame: zmq.Frame) -> str:

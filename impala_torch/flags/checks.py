@@ -8,7 +8,7 @@ import math
 import os
 from typing import Any
 
-from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.addresses import IPC, is_ipc, parse_address
 from impala_torch.flags.config import Config, having
 from impala_torch.flags.errors import UserError
 
@@ -73,17 +73,14 @@ def check(config: Config) -> None:
         of = field.metadata["algorithm"]
         if of and of != config.algorithm and getattr(config, field.name) != field.default:
             raise UserError(f"--{field.name} is of --algorithm={of}, not {config.algorithm}")
-    parse_address(config.learner_host, "--learner_host")
+    if is_ipc(config.learner_host):
+        _check_ipc(config.learner_host, "--learner_host")
+    else:
+        parse_address(config.learner_host, "--learner_host")
     for address in config.actors:
         parse_address(address, "--actor_hosts")
     if config.relay:
-        path = os.path.expanduser(config.relay.removeprefix("ipc://"))
-        if not config.relay.startswith("ipc://") or not path:
-            raise UserError(f"--relay must be ipc:// and a path, not '{config.relay}'")
-        if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
-            raise UserError(
-                f"--relay={config.relay}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes"
-            )
+        _check_ipc(config.relay, "--relay")
     _check_evaluation(config)
     if config.job_name == "actor":
         if config.task == -1:
@@ -95,6 +92,14 @@ def check(config: Config) -> None:
                 f"--task={config.task} is outside --actor_hosts, which names "
                 f"{len(config.actors)} actor(s): 0 to {len(config.actors) - 1}"
             )
+
+
+def _check_ipc(address: str, flag: str) -> None:
+    path = os.path.expanduser(address.removeprefix(IPC))
+    if not is_ipc(address) or not path:
+        raise UserError(f"{flag} must be ipc:// and a path, not '{address}'")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
+        raise UserError(f"{flag}={address}: a socket's path may have {MAX_SOCKET_PATH_BYTES} bytes")
 
 
 def _check_evaluation(config: Config) -> None:

@@ -164,7 +164,7 @@ class Config:
         RUN,
         "localhost:8001",
         "ip:port of the learner's parameter endpoint: what a learner serves and what its actors "
-        "connect to.",
+        "connect to; on one machine also ipc:// and a path in a folder that only you can open.",
         per_process=True,
         private=True,
     )

@@ -33,7 +33,7 @@ from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
 from impala_torch.learning.feed import make_batch
 from impala_torch.learning.group import Group
-from impala_torch.machine import cores, link_speed
+from impala_torch.machine import cores, link_speed, sockets
 from impala_torch.measure import sample
 from impala_torch.report.tally import Tally
 from impala_torch.structures import empty_unroll
@@ -135,8 +135,7 @@ def ready_learner(
       group: the learners; all ranks make their updates together.
       buffers: what ``record`` gave, which it gets again and again, decoded beside the updates.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        address = f"127.0.0.1:{_free_port()}"
+    with tempfile.TemporaryDirectory() as folder, sockets.private_address() as address:
         own = {"learner_host": address, "actor_hosts": "", "key_file": "", "logdir": folder}
         # What it learns from is as old as it may be: the same again and again.
         config = config.replace(**own, with_wandb=False, max_policy_lag=0)
@@ -297,12 +296,6 @@ def _decoding(config: Config, buffers: list[bytes]) -> float:
 
 def _tell(what: str, config: Config) -> None:
     print(f"measuring {what}: {config.sample_secs:.0f} s", file=sys.stderr, flush=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _outward_ip() -> str:

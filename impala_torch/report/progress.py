@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from impala_torch.endpoint.server import EndpointServer
-from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.addresses import host_of
 from impala_torch.flags.config import Config
 from impala_torch.learning.group import Group
 from impala_torch.learning.training_state import TrainingState
@@ -57,7 +57,7 @@ class Progress:
         self._frames, self._updates = state.frames, state.updates
         self._allreduce = group.allreduce_secs
         self._received = 0  # unrolls, from other learners
-        host, _ = parse_address(config.learner_host, "--learner_host")
+        host = host_of(config.learner_host, "--learner_host")
         self._link = link_speed.link_bytes_per_sec(host)
 
     def __enter__(self) -> "Progress":

@@ -101,6 +101,7 @@ def card(
     """
     repeats = environments.level_of(config).num_action_repeats
     played = sum(game.frames for game in scores.games)
+    steps = sum(-(-game.frames // repeats) for game in scores.games)  # a last one may be cut short
     reference = atari_scores.GAMES.get(scores.atari_game or "")
     return {
         "level_name": config.level_name,
@@ -119,7 +120,7 @@ def card(
             "hours": trained.hours,
         },
         "played": {
-            "agent_steps": played // repeats,
+            "agent_steps": steps,
             "environment_frames": played,
             "secs": round(secs, 2),
             "seed": config.seed,

@@ -54,6 +54,11 @@ class TrainingState:
         path = checkpoint.save(logdir, self.frames, content, config.keep_checkpoints)
         log.info("checkpoint: %s", path)
 
+    def is_finite(self) -> bool:
+        """Whether the weights are numbers."""
+        tensors = self.agent.state_dict().values()
+        return all(bool(torch.isfinite(one).all()) for one in tensors if one.is_floating_point())
+
     def restore(self, logdir: pathlib.Path, config: Config, group: Group) -> None:
         """Rank 0 reads the newest checkpoint, if any; the others get what it has.
 

@@ -15,6 +15,7 @@ from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance
+from impala_torch.report.appended import AppendedCsv
 
 CSV, JSON = "evaluation.csv", "evaluation.json"
 
@@ -71,15 +72,12 @@ def row(
 
 
 def append(folder: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Adds a row to ``folder``'s evaluation.csv; an older file keeps the columns that it has."""
-    path = folder / CSV
-    fresh = not path.exists() or path.stat().st_size == 0
-    columns = COLUMNS if fresh else path.read_text().splitlines()[0].split(",")
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        if fresh:
-            writer.writeheader()
-        writer.writerow({name: _short(value) for name, value in values.items()})
+    """Adds a row to ``folder``'s evaluation.csv. Raises OSError where it cannot."""
+    table = AppendedCsv(folder / CSV, COLUMNS)
+    try:
+        table.append(values)
+    finally:
+        table.close()
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -136,7 +134,3 @@ def card(
 def write_card(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes ``folder``'s evaluation.json, whole or not at all."""
     checkpoint.write_atomically(folder / JSON, json.dumps(content, indent=2).encode())
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e9 else value

@@ -5,10 +5,10 @@ Two families of level names:
 * ``<Game>NoFrameskip-v4``: no sticky actions;
 * ``ALE/<Game>-v5``: actions stick with probability 0.25, as gymnasium defines the id.
 
-Both have the game's minimal action set, 0 to 29 no-ops at the start (drawn evenly; where FIRE is an
-action, it is pressed first and takes the place of one of them), the maximum over the last two frames, 84x84 grayscale, and games cut
-after 108,000 frames (half an hour of play). A life lost ends the learner's episode if asked for,
-and the same game goes on.
+Both have the game's minimal action set, 0 to 29 no-ops at the start (where FIRE is an action, it is
+pressed first, and is one of them if there are any), the maximum over the last two frames, 84x84
+grayscale, and games cut after 108,000 frames (half an hour of play). A life lost ends the learner's
+episode if asked for, and the same game goes on.
 """
 
 import difflib

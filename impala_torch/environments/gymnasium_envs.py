@@ -154,7 +154,9 @@ class ActionRepeat(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total = 0.0
-        for self.taken in range(1, self._repeats + 1):
+        self.taken = 0
+        while self.taken < self._repeats:
+            self.taken += 1
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             if terminated or truncated:

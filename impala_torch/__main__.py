@@ -54,6 +54,7 @@ def _run(config: Config) -> int:
     from impala_torch.machine import processes
 
     processes.end_with_parent()
+    processes.allow_many_files()
     stop = processes.StopRequest()
     if config.mode == "test":
         from impala_torch.evaluation import test_mode

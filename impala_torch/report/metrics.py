@@ -85,9 +85,10 @@ class RunLog:
         self._board = Board(logdir, purge_step=frames + 1)
         self._sinks = [Sink(f"{logdir / 'metrics.csv'}", lambda row, *_: self._csv.append(row))]
         self._sinks.append(Sink(f"TensorBoard's file in {logdir}", self._to_board))
-        for name, write in (also or {}).items():
-            self._sinks.append(Sink(name, _of_row(write)))
+        self._others = [Sink(name, write) for name, write in (also or {}).items()]
         self._beside = Beside("telemetry", _WAITING)
+        # A service that does not answer holds up no file.
+        self._beside_others = Beside("telemetry of others", _WAITING)
         self._refused = 0
         self._hours_before = hours
         self._start = time.monotonic()
@@ -105,7 +106,7 @@ class RunLog:
     @property
     def troubles(self) -> list[str]:
         """What cannot be written at the moment, and why, in sentences."""
-        return [sink.trouble for sink in self._sinks if sink.trouble]
+        return [sink.trouble for sink in (*self._sinks, *self._others) if sink.trouble]
 
     def episodes(self, results: Iterable[EpisodeResult]) -> None:
         """Takes in finished episodes."""
@@ -141,27 +142,27 @@ class RunLog:
             **values,
         }
         interval, self._interval = self._interval, _Interval()
-        if not self._beside.give(functools.partial(self._put, row, interval, list(actions))):
-            if not self._refused:
-                log.error("the disk is slower than the run's numbers: rows are left out")
-            self._refused += 1
+        works = [(self._beside, functools.partial(_put, self._sinks, row, interval, list(actions)))]
+        works.append((self._beside_others, functools.partial(_put, self._others, row)))
+        for beside, work in works:
+            if not beside.give(work):
+                if not self._refused:
+                    log.error("the run's numbers are not taken as fast as they come: some are lost")
+                self._refused += 1
         return row
 
     def flush(self) -> None:
-        """Waits until what was written is on the disk, but not for ever."""
+        """Waits until what was written is in the run's files, but not for ever."""
         if not self._beside.flush(_END_SECS):
             log.error("the last rows were not written within %.0f s", _END_SECS)
 
     def close(self) -> None:
+        self._beside_others.close(_END_SECS)
         if self._beside.close(_END_SECS):  # else the thread may be at it
             self._csv.close()
             self._board.close()
 
     # --- the thread beside ---
-
-    def _put(self, *what: Any) -> None:
-        for sink in self._sinks:
-            sink(*what)
 
     def _to_board(
         self, row: Mapping[str, Any], interval: "_Interval", actions: Sequence[int]
@@ -197,8 +198,9 @@ class _Interval:
         return found
 
 
-def _of_row(write: Callable[[Mapping[str, Any]], None]) -> Callable[..., None]:
-    return lambda row, *_: write(row)
+def _put(sinks: Sequence[Sink], *what: Any) -> None:
+    for sink in sinks:
+        sink(*what)
 
 
 def progress_line(row: Mapping[str, Any], total_frames: int) -> str:

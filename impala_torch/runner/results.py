@@ -59,7 +59,7 @@ def total_frames(directory: pathlib.Path) -> int:
 def newest_row(directory: pathlib.Path) -> Row:
     """Reads only the end of the file, which may be long."""
     path = directory / "metrics.csv"
-    if not path.exists():
+    if not path.is_file():
         return Row()
     with open(path, "rb") as file:
         heading = file.readline().decode(errors="replace")

@@ -8,7 +8,7 @@ import threading
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from impala_torch.report import metrics
+from impala_torch.report import metrics, rows
 from impala_torch.report.beside import Beside
 from impala_torch.structures import EpisodeResult
 from tests.conftest import fill
@@ -152,6 +152,28 @@ def test_a_metrics_file_that_takes_nothing_is_told_and_tensorboard_is_written(tm
     assert caplog.text.count("metrics.csv cannot be written: No space left on device") == 1
     board = EventAccumulator(str(tmp_path)).Reload()
     assert len(board.Scalars("learner/total_loss")) == 2
+    assert rows.read(tmp_path / "metrics.csv") == []  # and not without end
+
+
+def test_a_service_that_fails_or_hangs_holds_up_no_file(tmp_path, caplog):
+    may_go_on, taken = threading.Event(), []
+
+    def service(row):
+        may_go_on.wait(30)
+        taken.append(row["frames"])
+        if len(taken) < 3:
+            raise ConnectionError("no route")
+
+    log = metrics.RunLog(tmp_path, "Pong", hours=0, games=0, also={"The service": service})
+    for frames in (100, 200, 300):
+        log.write({**VALUES, "frames": frames}, [])
+    log.flush()
+    assert [row["frames"] for row in rows_of(tmp_path)] == ["100", "200", "300"]
+    may_go_on.set()
+    log.close()
+    assert taken == [100, 200, 300]
+    assert caplog.text.count("The service cannot be written: ConnectionError: no route") == 1
+    assert "The service is written again; 2 row(s) are missing" in caplog.text
 
 
 def test_without_a_file_descriptor_rows_wait_for_one(tmp_path, caplog):

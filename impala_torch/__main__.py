@@ -104,8 +104,11 @@ def _as_client(run: Callable[[Config], None], config: Config) -> int:
 def _learn(config: Config, should_stop) -> int:
     from impala_torch import learner, local
     from impala_torch.learning import group
+    from impala_torch.machine import cores, processes
     from impala_torch.report import rundir
 
+    here = config.num_actors or cores.usable()
+    processes.warn_of_few_files(here if config.task < 0 else len(config.actors))
     try:
         if config.task < 0:
             logdir = rundir.prepare(config)

@@ -81,19 +81,6 @@ def test_a_log_that_cannot_be_written_is_told_once(tmp_path, capsys):
     assert "Traceback" not in told
 
 
-def test_as_many_files_may_be_open_as_the_system_allows(run_python):
-    code = (
-        "import resource\n"
-        "from impala_torch.machine import processes\n"
-        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, min(hard, 4096)))\n"
-        "processes.allow_many_files()\n"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
-    )
-    done = run_python("-c", code)
-    assert done.stdout == "4096\n", done.stderr
-
-
 @pytest.mark.slow
 def test_one_logdir_given_twice_is_noticed(start, run_python, tmp_path):
     from tests.test_experiment import CARTPOLE, has_frames, wait_until

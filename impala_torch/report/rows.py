@@ -64,7 +64,9 @@ def _numbers(cells: zip) -> list[tuple[str, float]]:
     found = []
     for name, cell in cells:
         try:
-            found.append((name, float(cell)))
+            number = float(cell)
         except ValueError:  # an empty one
             continue
+        if math.isfinite(number):  # what is none can be neither best nor reached
+            found.append((name, number))
     return found

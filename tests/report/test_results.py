@@ -83,5 +83,10 @@ def test_what_a_later_start_went_through_again_counts_as_it_was_then(tmp_path):
     assert (card["raw_return"]["best"], card["environment_frames"]) == (3.0, 250)
 
 
+def test_a_return_that_is_no_number_is_not_the_best(tmp_path):
+    card = results.write(run_with(tmp_path, ["nan", 1.0, "inf", 2.0]), CONFIG)
+    assert (card["raw_return"]["best"], card["to_score"][-1]["return"]) == (2.0, 2.0)
+
+
 def test_a_run_that_never_rose_has_no_way_to_tell_of(tmp_path):
     assert results.write(run_with(tmp_path, [-20.0, -20.5]), CONFIG)["to_score"] == []

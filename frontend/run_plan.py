@@ -134,7 +134,10 @@ def plan(
     # Workers run in the project's directory, and all of them share the run's.
     own = [actor.num_envs for one in sets for actor in one.actors]  # 0 = --num_envs
     config = shared_out(config, len(sets), own.count(0), sum(own)).replace(
-        logdir=os.path.abspath(config.logdir or default_logdir(config.level_name)),
+        # Runs that start in one second have other names, and other directories.
+        logdir=os.path.abspath(
+            config.logdir or pathlib.Path(default_logdir(config.level_name)).with_name(run_id)
+        ),
         key_file=os.path.abspath(os.path.expanduser(config.key_file)) if config.key_file else "",
     )
     specs: dict[Worker, HostSpec] = {}

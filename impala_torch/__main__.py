@@ -54,6 +54,7 @@ def _run(config: Config) -> int:
     from impala_torch.machine import processes
 
     processes.end_with_parent()
+    processes.allow_many_files()
     stop = processes.StopRequest()
     if config.mode not in ("test", "sample") and not _is_client(config):
         stop.install()
@@ -120,8 +121,11 @@ def _learn(config: Config, should_stop) -> int:
     from impala_torch import learner, local
     from impala_torch.learning import group
     from impala_torch.learning.finite import NotFinite
+    from impala_torch.machine import cores, processes
     from impala_torch.report import rundir
 
+    here = config.num_actors or cores.usable()
+    processes.warn_of_few_files(here if config.task < 0 else len(config.actors))
     try:
         if config.task < 0:
             logdir = rundir.prepare(config)

@@ -166,37 +166,44 @@ class Learner:
 
         Raises:
           NotFinite: the numbers are not, again and again; the checkpoint is of before.
-          RuntimeError: this rank, or another, failed; the checkpoint was written all the same.
+          RuntimeError: this rank, or another, failed, after which a checkpoint was tried all the
+            same; or the last one could not be written.
         """
         with Progress(
             self.config, self.group, self.state, self.endpoint, self.logdir, self.reduction
         ) as progress:
             failure = None
-            while self.state.frames < self.config.total_environment_frames:
-                batch, agreed, failure = self._next_round(should_stop, progress)
-                if agreed.save:
-                    progress.save()
-                if agreed.log:
-                    progress.write(self.learning_rate)
-                if agreed.stop or batch is None:
-                    break
-                self.update(batch, progress.tally)
-                if self._skipped_in_a_row >= finite.MOST_IN_A_ROW:  # on all ranks at once
-                    failure = NotFinite(
-                        f"{self._skipped_in_a_row} batches in a row gave no gradient that is "
-                        "finite: the log says above what had them"
-                    )
-                    break
             try:
+                while self.state.frames < self.config.total_environment_frames:
+                    batch, agreed, failure = self._next_round(should_stop, progress)
+                    if agreed.save:
+                        progress.save()
+                    if agreed.log:
+                        progress.write(self.learning_rate)
+                    if agreed.stop or batch is None:
+                        break
+                    self.update(batch, progress.tally)
+                    if self._skipped_in_a_row >= finite.MOST_IN_A_ROW:  # on all ranks at once
+                        failure = NotFinite(
+                            f"{self._skipped_in_a_row} batches in a row gave no gradient that is "
+                            "finite: the log says above what had them"
+                        )
+                        break
                 self.sharing.close()
                 progress.write(self.learning_rate)
-            finally:  # after the last numbers, whose games it counts, but whatever becomes of them
-                progress.save()
-            progress.end()
+            except BaseException:
+                progress.rescue()
+                raise
             if isinstance(failure, NotFinite):
+                progress.save_last()
+                progress.end()
                 raise failure
             if failure is not None:
+                progress.rescue()
+                progress.end()
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
+            progress.save_last()  # after the last numbers, whose games it counts
+            progress.end()
             if self.state.frames < self.config.total_environment_frames and agreed.failed:
                 raise RuntimeError("another learner failed: see its log")
 

@@ -60,6 +60,25 @@ def run_python(tmp_path):
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a file system of its own, of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def fill(path: pathlib.Path) -> None:
+    """Takes all the room that there is, in a file."""
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+@pytest.fixture
 def start():
     """Starts processes; whichever of them is left at the test's end is ended, by its id."""
     with contextlib.ExitStack() as stack:

@@ -40,9 +40,9 @@ MAY_IMPORT = {
         *("acting", "learner", "report", "machine"),
     },
     "impala_torch.preflight": {"flags", "agents", "environments", "learning"},
-    "impala_torch.plot": {"flags"},
+    "impala_torch.plot": {"flags", "report"},
     "impala_torch.tb": {"flags"},
-    "impala_torch.runner": {"flags", "machine"},
+    "impala_torch.runner": {"flags", "machine", "report"},
     "frontend": {"flags", "endpoint"},
     "experiment": {"__main__"},
     "impala_torch.__main__": {

@@ -14,7 +14,7 @@ import torch
 
 from impala_torch.flags import exit_codes
 from impala_torch.learning import checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fill
 
 CARTPOLE = [
     "--level_name=CartPole-v1",
@@ -185,6 +185,33 @@ def test_children_do_not_outlive_a_killed_run(start, tmp_path):
     run.kill()
     run.wait(timeout=10)
     wait_until(lambda: not processes_with(str(logdir)), timeout=20)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_training_goes_on(start, small_disk):
+    """Without room, and with room again; at the end it is told that the last checkpoint failed."""
+    flags = [*CARTPOLE, f"--logdir={small_disk}", "--num_actors=1", "--save_checkpoint_secs=0.5"]
+    run = start(
+        [sys.executable, "experiment.py", *flags, "--keep_checkpoints=1"],
+        stderr=(output := small_disk.with_name("output")).open("w"),
+    )
+    filler = small_disk / "filler"
+    wait_until(lambda: list(small_disk.glob("checkpoint-*.pt")))
+    fill(filler)
+    wait_until(lambda: "No space left on device; the one before stays" in output.read_text())
+    before = frames_of(small_disk)
+    filler.unlink()
+    wait_until(lambda: frames_of(small_disk) > before)
+    fill(filler)
+    told = output.read_text().count("the one before stays")
+    wait_until(lambda: output.read_text().count("the one before stays") > told)
+    before = frames_of(small_disk)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(timeout=60) == 1
+    assert "training since the checkpoint before is lost" in output.read_text()
+    assert frames_of(small_disk) == before
+    filler.unlink()
+    assert all(None not in row and row["actors"] for row in metrics_of(small_disk))
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """What a learner does with a batch: steps, virtual batches, reuse."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,12 +10,15 @@ from impala_torch.agents import weights
 from impala_torch.flags.checks import check
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
-from impala_torch.learner import Learner
+from impala_torch.learner import Learner, Round
+from impala_torch.learning import checkpoint
 from impala_torch.learning.feed import make_batch
 from impala_torch.learning.finite import NotFinite
 from impala_torch.learning.group import Group
+from impala_torch.report.progress import Progress
 from impala_torch.report.tally import Tally
 from impala_torch.structures import unroll_layout
+from tests.conftest import fill as full
 
 T = 5
 
@@ -128,6 +133,75 @@ def test_a_reused_batch_is_that_batch_several_times(learner_of):
         single.update(fill(single), single_tally)
     assert (thrice.state.updates, thrice.state.frames) == (3, 4 * T)
     assert torch.equal(flat(thrice), flat(single))
+
+
+class Broken(Exception):
+    pass
+
+
+def fail_after(learner: Learner, updates: int, spoil=lambda learner: None) -> None:
+    """Has the learner's loop make so many real updates, and then fail."""
+
+    def update(batch, tally):
+        if learner.state.updates == updates:
+            spoil(learner)
+            raise Broken
+        Learner.update(learner, batch, tally)
+
+    learner.update = update
+    agreed = Round(stop=0, failed=0, waiting=0, log=0, save=0)
+    learner._next_round = lambda *_: (fill(learner), agreed, None)
+
+
+def test_an_error_in_the_loop_costs_no_training(learner_of):
+    learner, _ = learner_of(batch_size=4)
+    fail_after(learner, 2)
+    with pytest.raises(Broken):
+        learner.train(lambda: False)
+    assert checkpoint.restore(learner.logdir)["updates"] == 2
+
+
+def test_a_checkpoint_that_fails_too_does_not_hide_the_error(learner_of, small_disk, caplog):
+    learner, _ = learner_of(batch_size=4)
+    learner.logdir = small_disk
+    full(small_disk / "filler")
+    fail_after(learner, 1)
+    with pytest.raises(Broken):
+        learner.train(lambda: False)
+    assert f"no checkpoint can be written to {small_disk}: No space left" in caplog.text
+
+
+def test_weights_that_are_no_numbers_are_not_the_last_checkpoint(learner_of):
+    learner, _ = learner_of(batch_size=4)
+    fail_after(learner, 1, lambda learner: learner.parameters[0].data.fill_(float("nan")))
+    with pytest.raises(Broken):
+        learner.train(lambda: False)
+    assert checkpoint.restore(learner.logdir) is None
+
+
+def test_a_checkpoint_that_fails_is_told_and_tried_again(learner_of, small_disk):
+    learner, _ = learner_of(batch_size=4, save_checkpoint_secs=600.0)
+    learner.logdir = small_disk
+    full(small_disk / "filler")
+    with Progress(
+        learner.config, learner.group, learner.state, learner.endpoint, small_disk, "sum"
+    ) as progress:
+        began = time.monotonic()
+        assert not progress.save()
+        assert progress._save_at < began + 100
+        progress.write(0.1)
+        told = learner.endpoint.status()["unwritten"]
+        assert told[0] == f"no checkpoint can be written to {small_disk}: No space left on device"
+        with pytest.raises(RuntimeError, match="training since the checkpoint before is lost"):
+            progress.save_last()
+        (small_disk / "filler").unlink()
+        assert progress.save()
+        assert progress._save_at > time.monotonic() + 500
+        progress.write(0.1)
+        told = learner.endpoint.status()["unwritten"]
+        assert not any(words.startswith("no checkpoint") for words in told)
+        progress.end()
+    assert checkpoint.restore(small_disk)["frames"] == 0
 
 
 def test_sizes_that_do_not_fit_are_told():

@@ -175,6 +175,7 @@ def problems(sets: Sequence[SetStatus]) -> list[str]:
         status = one.status
         if status is None:
             continue
+        words += [f"learner {one.index}: {printable(what)}" for what in status.get("unwritten", [])]
         if status["bad_messages"]:
             last = f"; the last: {printable(status['last_bad'])}" if status.get("last_bad") else ""
             words.append(f"learner {one.index} got {status['bad_messages']} bad message(s){last}")

@@ -5,10 +5,10 @@ Two families of level names:
 * ``<Game>NoFrameskip-v4``: no sticky actions;
 * ``ALE/<Game>-v5``: actions stick with probability 0.25, as gymnasium defines the id.
 
-Both have the game's minimal action set, up to 30 no-ops at the start, FIRE pressed at the start
-where the game waits for it, the maximum over the last two frames, 84x84 grayscale, and games cut
-after 108,000 frames (half an hour of play). A life lost ends the learner's episode if asked for,
-and the same game goes on.
+Both have the game's minimal action set, 0 to 29 no-ops at the start (where FIRE is an action, it is
+pressed first, and is one of them if there are any), the maximum over the last two frames, 84x84
+grayscale, and games cut after 108,000 frames (half an hour of play). A life lost ends the learner's
+episode if asked for, and the same game goes on.
 """
 
 import difflib
@@ -29,7 +29,7 @@ from impala_torch.structures import EnvironmentSpec, EnvOutput, LevelOptions, Ob
 STACK = 4
 DEFAULT_REPEATS = 4
 MAX_FRAMES = 108_000
-NOOP_MAX = 30
+NOOP_MAX = 30  # a game starts with fewer no-ops than that
 _STICKY = 0.25
 
 # ALE prints a page about each game it loads.
@@ -57,7 +57,7 @@ def rules(level: LevelOptions) -> dict[str, Any]:
     spec, repeats = environment_spec(level), level.num_action_repeats
     return {
         "sticky_actions": sticky_actions(level.level_name),
-        "noop_max": NOOP_MAX,
+        "noops": f"0 to {NOOP_MAX - 1}",
         "life_loss_ends_episode": level.episodic_life,
         "action_set": "minimal",
         "num_actions": spec.num_actions,
@@ -101,7 +101,7 @@ class AtariEnvironment(Environment):
           seed: from which each game's own seed is derived.
           num_threads: of the emulation.
           max_frames: after which a game is cut.
-          noop_max: a game starts with 1 to so many no-ops.
+          noop_max: a game starts with fewer no-ops than that, but with FIRE where it is an action.
         """
         self.spec = environment_spec(level)
         self.num_envs = num_envs
@@ -129,11 +129,14 @@ class AtariEnvironment(Environment):
         )
         self._seeds = seeds_of(seed, num_envs)
         self._tracker = EpisodeTracker(num_envs, level.num_action_repeats)
+        self._repeats = level.num_action_repeats
+        # Emulated frames, with those before a game's first observation: of the game, and in all.
         self._frame_number = np.zeros(num_envs, np.int64)
+        self._all_frames = np.zeros(num_envs, np.int64)
 
     def reset(self) -> EnvOutput:
         observation, info = self._env.reset(seed=self._seeds.astype(np.int32))
-        self._frame_number = info["episode_frame_number"].copy()
+        self._remember(info)
         self._tracker.reset()
         return self._first(observation[:, 0])
 
@@ -143,7 +146,8 @@ class AtariEnvironment(Environment):
         done = terminated | truncated
         # A new game's frames count from its start again; after a life lost they go on.
         game_over = done & (info["episode_frame_number"] <= self._frame_number)
-        self._frame_number = info["episode_frame_number"].copy()
+        frames = self._frames(info, game_over) if done.any() else None
+        self._remember(info)
         truncated = truncated & ~terminated
         final = info["final_obs"][:, 0] if truncated.any() else None
         return EnvOutput(
@@ -152,8 +156,18 @@ class AtariEnvironment(Environment):
             observation=observation[:, 0],
             truncated=truncated,
             final_observation=final,
-            episodes=self._tracker.step(reward, done, game_over),
+            episodes=self._tracker.step(reward, done, game_over, frames),
         )
+
+    def _frames(self, info: dict[str, np.ndarray], game_over: np.ndarray) -> np.ndarray:
+        """Frames of the last step, [E]: fewer than the repeats where a game ended within it."""
+        # Of all frames since the step before, those of the new game's start are not the step's.
+        own = info["frame_number"] - self._all_frames - info["episode_frame_number"]
+        return np.where(game_over, np.clip(own, 1, self._repeats), self._repeats)
+
+    def _remember(self, info: dict[str, np.ndarray]) -> None:
+        self._frame_number = info["episode_frame_number"].copy()
+        self._all_frames = info["frame_number"].copy()
 
     def close(self) -> None:
         self._env.close()

@@ -64,6 +64,7 @@ class AtariScreen(Environment):
         action = self._actions[int(actions[0])]
         reward, over = 0.0, False
         for left in range(self._repeats, 0, -1):
+            frames = self._repeats - left + 1
             gained = self._ale.act(action)
             self._elapsed += 1
             reward += gained
@@ -85,7 +86,7 @@ class AtariScreen(Environment):
             observation=observation,
             truncated=np.array([cut]),
             final_observation=final,
-            episodes=self._tracker.step(rewards, done, done),
+            episodes=self._tracker.step(rewards, done, done, np.array([frames])),
         )
 
     def close(self) -> None:

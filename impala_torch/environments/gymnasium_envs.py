@@ -105,6 +105,7 @@ class GymnasiumEnvironment(Environment):
         self._seeds: list[int | None] = [
             int(s >> 1) for s in np.random.SeedSequence(seed).generate_state(num_envs)
         ]
+        self._repeats = repeats
         self._tracker = EpisodeTracker(num_envs, repeats)
 
     def reset(self) -> EnvOutput:
@@ -130,8 +131,14 @@ class GymnasiumEnvironment(Environment):
             observation=converted,
             truncated=truncated,
             final_observation=final,
-            episodes=self._tracker.step(reward, done, done),
+            episodes=self._tracker.step(reward, done, done, self._frames(done)),
         )
+
+    def _frames(self, done: np.ndarray) -> np.ndarray | None:
+        """Frames of the last step, [E], where some may have fewer than the repeats."""
+        if self._repeats == 1 or not done.any():
+            return None
+        return np.array(self._env.get_attr("taken"))
 
     def close(self) -> None:
         self._env.close()
@@ -163,10 +170,13 @@ class ActionRepeat(gymnasium.Wrapper):
     def __init__(self, env: gymnasium.Env, repeats: int) -> None:
         super().__init__(env)
         self._repeats = repeats
+        self.taken = 0  # times that the last action was taken
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         total = 0.0
-        for _ in range(self._repeats):
+        self.taken = 0
+        while self.taken < self._repeats:
+            self.taken += 1
             observation, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             if terminated or truncated:

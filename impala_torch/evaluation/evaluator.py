@@ -9,6 +9,8 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -25,6 +27,8 @@ from impala_torch.evaluation.scorebook import Trained
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
+from impala_torch.report.beside import Sink
+from impala_torch.report.board import Board, scalar
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +74,6 @@ class Evaluator:
 
     def __init__(self, config: Config, agent: Agent) -> None:
         """Raises UserError where --logdir cannot be written to."""
-        from torch.utils.tensorboard import SummaryWriter
-
         self._config, self._agent = config, agent
         self._folder = pathlib.Path(config.logdir)
         try:
@@ -79,7 +81,9 @@ class Evaluator:
         except OSError as error:
             raise UserError(f"--logdir={config.logdir} cannot be made: {error.strerror}") from error
         scorebook.check_writable(self._folder, "--logdir")
-        self._board = SummaryWriter(str(self._folder / "evaluation"), flush_secs=10)
+        self._board = Board(self._folder / "evaluation")
+        self._csv = Sink(f"{self._folder / scorebook.CSV}", self._to_csv)
+        self._events = Sink(f"TensorBoard's file in {self._folder}", self._to_board)
         rows = [row for row in scorebook.rows(self._folder) if row["source"] == "training"]
         self._evaluated = int(rows[-1]["frames"]) if rows else 0  # frames behind the last weights
 
@@ -117,14 +121,18 @@ class Evaluator:
         played = games.play(config, self._agent, stream=trained.updates % (1 << 32))
         scores, secs = Scores(config.level_name, played), time.monotonic() - started
         row = scorebook.row(config, trained, scores, secs, "training")
-        scorebook.append(self._folder, row)
-        for name in _SHOWN:
-            if row[name] is not None:
-                tag = f"{config.level_name}/evaluation_{name}"
-                self._board.add_scalar(tag, row[name], trained.frames)
-        self._board.flush()
+        self._csv(row)
+        self._events(row)
         self._evaluated = trained.frames
         log.info("frames %s  %s  (%.0f s)", f"{trained.frames:,}", scores, secs)
+
+    def _to_csv(self, row: Mapping[str, Any]) -> None:
+        scorebook.append(self._folder, row)
+
+    def _to_board(self, row: Mapping[str, Any]) -> None:
+        prefix = f"{self._config.level_name}/evaluation_"
+        shown = [scalar(prefix + name, row[name]) for name in _SHOWN if row[name] is not None]
+        self._board.write(shown, row["frames"])
 
     def close(self) -> None:
         self._board.close()

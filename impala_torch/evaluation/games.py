@@ -25,7 +25,7 @@ class Game(NamedTuple):
     """One whole game."""
 
     score: float  # sum of unclipped rewards
-    frames: int  # environment frames (agent steps x repeats)
+    frames: int  # environment frames, each one that was played
     cut: bool = False  # by a limit of frames, and nothing else ended it
 
 

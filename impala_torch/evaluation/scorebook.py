@@ -15,6 +15,7 @@ from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance
+from impala_torch.report.appended import AppendedCsv
 
 CSV, JSON = "evaluation.csv", "evaluation.json"
 
@@ -72,15 +73,12 @@ def row(
 
 
 def append(folder: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Adds a row to ``folder``'s evaluation.csv; an older file keeps the columns that it has."""
-    path = folder / CSV
-    fresh = not path.exists() or path.stat().st_size == 0
-    columns = COLUMNS if fresh else path.read_text().splitlines()[0].split(",")
-    with open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        if fresh:
-            writer.writeheader()
-        writer.writerow({name: _short(value) for name, value in values.items()})
+    """Adds a row to ``folder``'s evaluation.csv. Raises OSError where it cannot."""
+    table = AppendedCsv(folder / CSV, COLUMNS)
+    try:
+        table.append(values)
+    finally:
+        table.close()
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, str]]:
@@ -102,6 +100,7 @@ def card(
     """
     repeats = environments.level_of(config).num_action_repeats
     played = sum(game.frames for game in scores.games)
+    steps = sum(-(-game.frames // repeats) for game in scores.games)  # a last one may be cut short
     reference = atari_scores.GAMES.get(scores.atari_game or "")
     return {
         "level_name": config.level_name,
@@ -120,7 +119,7 @@ def card(
             "hours": trained.hours,
         },
         "played": {
-            "agent_steps": played // repeats,
+            "agent_steps": steps,
             "environment_frames": played,
             "secs": round(secs, 2),
             "seed": config.seed,
@@ -136,7 +135,3 @@ def card(
 def write_card(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
     """Writes ``folder``'s evaluation.json, whole or not at all."""
     checkpoint.write_atomically(folder / JSON, json.dumps(content, indent=2).encode())
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e9 else value

@@ -4,6 +4,7 @@ import ctypes
 import logging
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ log = logging.getLogger(__name__)
 
 _PARENT = "IMPALA_TORCH_PARENT"
 _PR_SET_PDEATHSIG = 1
+_OWN_FILES = 32  # of a learner, beside a socket an actor
+_MOST_FILES = 1 << 20  # programs that go through all that may be open, take long beyond
 
 
 def spawn(
@@ -62,6 +65,29 @@ def end_with_parent() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != int(parent):  # it went before the kernel was asked
         sys.exit("the process that started this one is gone")
+
+
+def allow_many_files() -> None:
+    """Raises the limit of this process's open files to what it may be, for its children too.
+
+    A socket an actor, and the files of a run, are soon more than the usual 1,024.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, _MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def warn_of_few_files(peers: int) -> None:
+    """Says so where a process that serves so many peers may not open as many files as it needs."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = peers + _OWN_FILES
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        log.warning(
+            "this process may open %d files, and with %d actor(s) it needs about %d: where they "
+            "run out, connections and files fail; raise the hard limit (ulimit -Hn)",
+            *(limit, peers, needed),
+        )
 
 
 def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:

@@ -10,6 +10,8 @@ from impala_torch.plot import curves, grouping, protocols
 from impala_torch.plot.columns import RETURN
 from impala_torch.plot.curves import Curve
 from impala_torch.plot.runs import Run
+from impala_torch.plot.tables import IMPALA_TORCH
+from impala_torch.report import rows
 
 
 class NoData(UserError):
@@ -57,6 +59,7 @@ def chart(runs: Sequence[Run], options: Options) -> Chart:
     """
     notes = [note for run in runs for note in run.notes]
     by_run = {run.table.path: _curve(run, options, notes) for run in runs}
+    few = [words for run in runs if (words := _few_games(run, options))]
     drawn = [run for run in runs if len(by_run[run.table.path].x)]
     if not drawn:
         which = ", ".join(str(run.table.path) for run in runs)
@@ -74,7 +77,7 @@ def chart(runs: Sequence[Run], options: Options) -> Chart:
         options.x if options.x != "hours" else "hours of training",
         _y_label(options),
         tuple(lines),
-        tuple(protocols.warnings(drawn)),
+        (*protocols.warnings(drawn), *few),
         tuple(notes),
     )
 
@@ -86,12 +89,39 @@ def _curve(run: Run, options: Options, notes: list[str]) -> Curve:
     x = run.column(options.x, options.repeats)
     y = run.column(options.column, options.repeats)
     notes += [one.supposed for one in (x, y) if one.supposed]
-    points, replaced = curves.curve(x.values, y.values, options.smooth)
+    games = _games(run, options.column)
+    values = y.values
+    if games is not None and games.max() >= rows.GAMES:  # those of fewer say little
+        values = np.where(games >= rows.GAMES, values, np.nan)
+    points, replaced = curves.curve(x.values, values, options.smooth)
     if replaced:
         notes.append(
             f"{run.table.path}: {replaced} row(s) left out that a later start went through again"
         )
     return points
+
+
+def _games(run: Run, column: str) -> np.ndarray | None:
+    """How many games each row's mean is of, [N], of those that have a mean; None of other
+    columns, and of other programs."""
+    if run.program != IMPALA_TORCH or column not in (rows.RETURN, rows.EPISODES):
+        return None
+    table = run.table
+    names = [name for name in (*rows.COUNTS.values(), "games", column) if name in table.names]
+    told = {name: table.column(name) for name in names}
+    counts = []
+    for index in range(len(table)):
+        row = {name: values[index] for name, values in told.items() if np.isfinite(values[index])}
+        counts.append(rows.games_in(row, column) if column in row else 0)
+    return np.array(counts)
+
+
+def _few_games(run: Run, options: Options) -> str:
+    """What to say of a run that has no mean of enough games yet."""
+    games = _games(run, options.column) if len(run.table) else None
+    if games is None or not 0 < games.max() < rows.GAMES:
+        return ""
+    return f"means of at most {games.max()} games, not of {rows.GAMES}: {run.folder.name}"
 
 
 def _labelled(groups: list[grouping.Group], labels: Sequence[str]) -> list[grouping.Group]:

@@ -4,7 +4,8 @@
 | ---------------------------------- | ------------------------------ | -------------------------- |
 | frames                             | step x repeats                 | env_train_steps x repeats  |
 | updates                            | _tick + 1 (a row an update)    | optimizer_steps            |
-| hours                              | _time since the first row      | sum of steps / SPS         |
+| hours                              | _time since the first row,     | sum of steps / SPS         |
+|                                    | without pauses                 |                            |
 | episode_raw_return, episode_return | mean_episode_return            | mean_episode_return        |
 | grad_norm                          | -                              | unclipped_grad_norm        |
 
@@ -22,6 +23,8 @@ from impala_torch.plot.tables import IMPALA_TORCH, TORCHBEAST, Table
 
 RETURN = "episode_raw_return"
 _RETURNS = (RETURN, "episode_return", "mean_episode_return")
+# Longer without a row than this and than so many usual intervals, a program was not running.
+_PAUSE_SECS, _PAUSE_INTERVALS = 300.0, 20.0
 _USUAL_REPEATS = 4  # TorchBeast wraps every game so; moolib unless told otherwise
 
 
@@ -56,11 +59,29 @@ def _torchbeast(table: Table, name: str, repeats: int) -> Column:
     if name == "updates":
         return Column(table.column("_tick") + 1)
     if name == "hours":
-        time = table.column("_time")
-        return Column((time - time[:1]) / 3600)
+        return _torchbeast_hours(table)
     if name == "time":
         return Column(table.column("_time"))
     return Column(table.column("mean_episode_return" if name in _RETURNS else name))
+
+
+def _torchbeast_hours(table: Table) -> Column:
+    """TorchBeast writes when each row was; a run that goes on later writes to the same file."""
+    time = table.column("_time")
+    known = np.isfinite(time)
+    gaps = np.diff(time[known], prepend=time[known][:1])
+    usual = float(np.median(gaps[1:])) if len(gaps) > 1 else 0.0
+    paused = (gaps > max(_PAUSE_SECS, _PAUSE_INTERVALS * usual)) | (gaps < 0)
+    hours = np.full(len(time), np.nan)
+    hours[known] = np.cumsum(np.where(paused, usual, gaps)) / 3600
+    if not paused.any():
+        return Column(hours)
+    longest = np.abs(gaps[paused]).max() / 3600
+    return Column(
+        hours,
+        f"{table.path}: {int(paused.sum())} pause(s) between rows, the longest of {longest:,.1f} "
+        "hours, are not counted as training",
+    )
 
 
 def _moolib(table: Table, name: str, repeats: int) -> Column:

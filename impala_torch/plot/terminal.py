@@ -8,7 +8,8 @@ from impala_torch.plot.chart import Chart, Line
 
 _COLORS = ("blue+", "orange", "green+", "red+", "magenta+", "cyan+", "gray+", "yellow")
 _LEAST_HEIGHT = 10
-_UNITS = ((1e9, ", billions"), (1e6, ", millions"), (1e4, ", thousands"))
+# From which x on, what it is divided by, and what the axis then says.
+_UNITS = ((1e9, 1e9, ", billions"), (1e6, 1e6, ", millions"), (1e4, 1e3, ", thousands"))
 
 
 def text(chart: Chart, width: int, height: int, color: bool) -> str:
@@ -53,7 +54,7 @@ def _plot(chart: Chart, width: int, height: int, color: bool) -> str:
 def _unit(chart: Chart) -> tuple[float, str]:
     """What x is divided by, so that its ticks are short."""
     largest = max(abs(line.curve.x[-1]) for line in chart.lines)
-    return next(((size, name) for size, name in _UNITS if largest >= size), (1.0, ""))
+    return next(((unit, name) for least, unit, name in _UNITS if largest >= least), (1.0, ""))
 
 
 def _named(line: Line, number: int) -> str:

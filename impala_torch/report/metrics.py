@@ -1,15 +1,28 @@
-"""One place for a run's numbers: TensorBoard, ``metrics.csv`` and the terminal's line."""
+"""One place for a run's numbers: TensorBoard, ``metrics.csv`` and the terminal's line.
+
+They are written beside the learner, a row and its events an interval, however many episodes end in
+it. What fails to be written costs no training.
+"""
 
 import collections
-import csv
+import functools
+import logging
 import pathlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from impala_torch.report import board
+from impala_torch.report.appended import AppendedCsv
+from impala_torch.report.beside import Beside, Sink
+from impala_torch.report.board import Board
+from impala_torch.report.rows import GAMES
 from impala_torch.structures import EpisodeResult
 
-GAMES = 100  # the mean return of so many last games is what the line shows
+log = logging.getLogger(__name__)
+
+_WAITING = 1000  # rows that may wait to be written, where a disk stalls
+_END_SECS = 20.0  # that the last ones may take when a run ends
 
 # Columns of metrics.csv, in order; a later version may add some at the end, never rename one.
 COLUMNS = (
@@ -40,6 +53,8 @@ COLUMNS = (
     "shared_share",  # unrolls that came from other learners, by unroll that was learned from
     "kl",  # what an update's policy differs from the one that its batch began with, nats, mean
     "clipped_share",  # actions whose probability moved as far as it may
+    "games_in_mean",  # whole games that episode_raw_return and episode_raw_frames are means of
+    "episodes_in_mean",  # the same of episode_return
     "skipped_updates",  # that were not made, in all: their gradient was not finite
 )
 
@@ -47,54 +62,67 @@ COLUMNS = (
 class RunLog:
     """Writes the numbers of one run. Only rank 0 of the learner group has one."""
 
-    def __init__(self, logdir: pathlib.Path, level_name: str, hours: float, games: int) -> None:
+    def __init__(
+        self,
+        logdir: pathlib.Path,
+        level_name: str,
+        hours: float,
+        games: int,
+        frames: int = 0,
+        also: Mapping[str, Callable[[Mapping[str, Any]], None]] | None = None,
+    ) -> None:
         """
         Args:
           logdir: the run's directory.
           level_name: prefix of the episodes' TensorBoard tags.
           hours: trained before this start.
           games: whole games finished before this start.
+          frames: trained before this start; what the event files of earlier ones tell of later
+            frames is void. Its rows stay in metrics.csv, where ``rows`` passes them over.
+          also: what else gets each row, by a name for people.
         """
-        from torch.utils.tensorboard import SummaryWriter
-
         self._level = level_name
-        self._board = SummaryWriter(str(logdir), flush_secs=10)
-        path = logdir / "metrics.csv"
-        fresh = not path.exists() or path.stat().st_size == 0
-        self._file = open(path, "a", newline="")  # noqa: SIM115 (closed by close)
-        # A run that goes on keeps the columns that its file has.
-        columns = COLUMNS if fresh else path.read_text().splitlines()[0].split(",")
-        self._csv = csv.DictWriter(self._file, columns, restval="", extrasaction="ignore")
-        if fresh:
-            self._csv.writeheader()
+        self._csv = AppendedCsv(logdir / "metrics.csv", COLUMNS)
+        self._board = Board(logdir, purge_step=frames + 1)
+        self._sinks = [Sink(f"{logdir / 'metrics.csv'}", lambda row, *_: self._csv.append(row))]
+        self._sinks.append(Sink(f"TensorBoard's file in {logdir}", self._to_board))
+        self._others = [Sink(name, write) for name, write in (also or {}).items()]
+        self._beside = Beside("telemetry", _WAITING)
+        # A service that does not answer holds up no file.
+        self._beside_others = Beside("telemetry of others", _WAITING)
+        self._refused = 0
         self._hours_before = hours
         self._start = time.monotonic()
         self.games = games
         self._returns: collections.deque[float] = collections.deque(maxlen=GAMES)
         self._raw_returns: collections.deque[float] = collections.deque(maxlen=GAMES)
         self._raw_frames: collections.deque[int] = collections.deque(maxlen=GAMES)
+        self._interval = _Interval()
 
     @property
     def hours(self) -> float:
         """Hours of training over all starts."""
         return self._hours_before + (time.monotonic() - self._start) / 3600
 
-    def episodes(self, results: Iterable[EpisodeResult], frames: int) -> None:
-        """Takes in finished episodes, at ``frames`` environment frames."""
-        add = self._board.add_scalar
+    @property
+    def troubles(self) -> list[str]:
+        """What cannot be written at the moment, and why, in sentences."""
+        return [sink.trouble for sink in (*self._sinks, *self._others) if sink.trouble]
+
+    def episodes(self, results: Iterable[EpisodeResult]) -> None:
+        """Takes in finished episodes."""
         for result in results:
             self._returns.append(result.episode_return)
-            add(f"{self._level}/episode_return", result.episode_return, frames)
-            add(f"{self._level}/episode_frames", result.episode_frames, frames)
+            self._interval.episodes.append((result.episode_return, result.episode_frames))
             if result.raw_return is not None and result.raw_frames is not None:
                 self.games += 1
                 self._raw_returns.append(result.raw_return)
                 self._raw_frames.append(result.raw_frames)
-                add(f"{self._level}/episode_raw_return", result.raw_return, frames)
-                add(f"{self._level}/episode_raw_frames", result.raw_frames, frames)
+                self._interval.games.append((result.raw_return, result.raw_frames))
 
     def write(self, values: Mapping[str, Any], actions: Iterable[int]) -> dict[str, Any]:
-        """Writes a row of metrics.csv and to TensorBoard.
+        """Has a row of metrics.csv written, and to TensorBoard, with the means over the episodes
+        since the last one.
 
         Args:
           values: by column name; episodes' columns, time and hours are filled in here.
@@ -111,32 +139,69 @@ class RunLog:
             "episode_raw_frames": _mean(self._raw_frames),
             "games": self.games,
             "games_in_mean": len(self._raw_returns),
+            "episodes_in_mean": len(self._returns),
             **values,
         }
-        self._csv.writerow({name: _short(value) for name, value in row.items()})
-        self._file.flush()
-        frames = row["frames"]
-        for name, value in row.items():
-            if name not in ("time", "frames") and value is not None:
-                self._board.add_scalar(f"learner/{name}", value, frames)
-        counts = list(actions)
-        if sum(counts):
-            self._board.add_histogram_raw(
-                f"{self._level}/actions",
-                min=-0.5,
-                max=len(counts) - 0.5,
-                num=sum(counts),
-                sum=sum(action * count for action, count in enumerate(counts)),
-                sum_squares=sum(action**2 * count for action, count in enumerate(counts)),
-                bucket_limits=[action + 0.5 for action in range(len(counts))],
-                bucket_counts=counts,
-                global_step=frames,
-            )
+        interval, self._interval = self._interval, _Interval()
+        works = [(self._beside, functools.partial(_put, self._sinks, row, interval, list(actions)))]
+        works.append((self._beside_others, functools.partial(_put, self._others, row)))
+        for beside, work in works:
+            if not beside.give(work):
+                if not self._refused:
+                    log.error("the run's numbers are not taken as fast as they come: some are lost")
+                self._refused += 1
         return row
 
+    def flush(self) -> None:
+        """Waits until what was written is in the run's files, but not for ever."""
+        if not self._beside.flush(_END_SECS):
+            log.error("the last rows were not written within %.0f s", _END_SECS)
+
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        self._beside_others.close(_END_SECS)
+        if self._beside.close(_END_SECS):  # else the thread may be at it
+            self._csv.close()
+            self._board.close()
+
+    # --- the thread beside ---
+
+    def _to_board(
+        self, row: Mapping[str, Any], interval: "_Interval", actions: Sequence[int]
+    ) -> None:
+        summaries = [
+            board.scalar(f"{self._level}/{name}", value) for name, value in interval.means().items()
+        ]
+        summaries += [
+            board.scalar(f"learner/{name}", value)
+            for name, value in row.items()
+            if name not in ("time", "frames") and value is not None
+        ]
+        if sum(actions):
+            summaries.append(board.counts(f"{self._level}/actions", actions))
+        self._board.write(summaries, row["frames"])
+
+
+class _Interval:
+    """The episodes between two rows."""
+
+    def __init__(self) -> None:
+        self.episodes: list[tuple[float, int]] = []  # return and frames, of the learner's
+        self.games: list[tuple[float, int]] = []  # the same of whole games
+
+    def means(self) -> dict[str, float]:
+        """By the name of their tag; of what has not ended in it there is none."""
+        found: dict[str, float] = {}
+        for prefix, ended in (("episode", self.episodes), ("episode_raw", self.games)):
+            if ended:
+                returns, frames = zip(*ended, strict=True)
+                found[f"{prefix}_return"] = sum(returns) / len(ended)
+                found[f"{prefix}_frames"] = sum(frames) / len(ended)
+        return found
+
+
+def _put(sinks: Sequence[Sink], *what: Any) -> None:
+    for sink in sinks:
+        sink(*what)
 
 
 def progress_line(row: Mapping[str, Any], total_frames: int) -> str:
@@ -165,7 +230,3 @@ def duration(secs: float) -> str:
 def _mean(values: Iterable[float]) -> float | None:
     values = list(values)
     return sum(values) / len(values) if values else None
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.6g}" if isinstance(value, float) and abs(value) < 1e9 else value

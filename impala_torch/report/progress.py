@@ -9,10 +9,12 @@ from typing import Any
 from impala_torch.endpoint.server import EndpointServer
 from impala_torch.flags.addresses import host_of
 from impala_torch.flags.config import Config
+from impala_torch.learning.finite import NotFinite
 from impala_torch.learning.group import Group
 from impala_torch.learning.training_state import TrainingState
 from impala_torch.machine import link_speed
 from impala_torch.report import bottleneck, results, together
+from impala_torch.report.beside import why
 from impala_torch.report.bottleneck import Figures
 from impala_torch.report.metrics import RunLog, progress_line
 from impala_torch.report.tally import Tally
@@ -21,6 +23,7 @@ from impala_torch.report.wandb_log import WandbLog
 log = logging.getLogger(__name__)
 
 _BOUND_SECS = 10.0  # between words on where the run is bound
+_SAVE_AGAIN_SECS = 60.0  # after a checkpoint that could not be written
 
 
 class Progress:
@@ -50,10 +53,15 @@ class Progress:
         self._log: RunLog | None = None
         self._wandb: WandbLog | None = None
         if group.rank == 0:
-            self._log = RunLog(logdir, config.level_name, state.hours, state.games)
             self._wandb = WandbLog(config, logdir) if config.with_wandb else None
+            also = {"Weights & Biases": self._wandb.write} if self._wandb else {}
+            self._log = RunLog(
+                logdir, config.level_name, state.hours, state.games, state.frames, also
+            )
         now = time.monotonic()
-        self._written = self._saved = self._told_bound = now
+        self._written = self._told_bound = now
+        self._save_at = now + config.save_checkpoint_secs
+        self._unsaved = ""  # why the last checkpoint could not be written
         self._frames, self._updates = state.frames, state.updates
         self._allreduce = group.allreduce_secs
         self._received = 0  # unrolls, from other learners
@@ -74,23 +82,60 @@ class Progress:
         now, config = time.monotonic(), self._config
         return (
             int(now - self._written >= config.progress_secs),
-            int(now - self._saved >= config.save_checkpoint_secs),
+            int(now >= self._save_at),
         )
 
-    def save(self) -> None:
-        """Writes a checkpoint on rank 0. All ranks call it together."""
-        self._saved = time.monotonic()
+    def save(self) -> bool:
+        """Writes a checkpoint on rank 0; whether that is done. Ranks may call it together or not.
+
+        A disk that is full costs no training: the checkpoints of before stay as they are, and a new
+        one is tried again soon.
+        """
+        secs, self._unsaved = self._config.save_checkpoint_secs, ""
         if self._log is not None:
             self._state.hours, self._state.games = self._log.hours, self._log.games
-            self._state.save(self._logdir, self._config)
+            try:
+                self._state.save(self._logdir, self._config)
+            except OSError as error:
+                secs = min(secs, _SAVE_AGAIN_SECS)
+                self._unsaved = f"no checkpoint can be written to {self._logdir}: {why(error)}"
+                log.error("%s; the one before stays, and it is tried again", self._unsaved)
+        self._save_at = time.monotonic() + secs
+        return not self._unsaved
+
+    def save_last(self) -> None:
+        """``save`` where training ends.
+
+        Raises:
+          RuntimeError: it could not be written.
+        """
+        if not self.save():
+            raise RuntimeError(f"training since the checkpoint before is lost: {self._unsaved}")
+
+    def rescue(self) -> None:
+        """``save`` after an error that ends training, which must not be hidden by another one."""
+        if self._log is None:
+            return
+        try:
+            self.save()
+        except NotFinite as error:
+            log.error("%s", error)
+        except Exception:
+            log.exception("no last checkpoint could be written")
 
     def end(self) -> None:
         """Writes the results card on rank 0, after the last checkpoint."""
-        if self._log is not None:
+        if self._log is None:
+            return
+        self._log.flush()
+        try:
             card = results.write(self._logdir, self._config)
-            log.info("results (%s):", self._logdir / results.FILE)
-            for line in results.lines(card):
-                log.info("%s", line)
+        except OSError as error:
+            log.error("no results can be written to %s: %s", self._logdir, why(error))
+            return
+        log.info("results (%s):", self._logdir / results.FILE)
+        for line in results.lines(card):
+            log.info("%s", line)
 
     def write(self, learning_rate: float) -> None:
         """Brings all ranks' numbers together and writes them. All ranks call it together."""
@@ -100,12 +145,8 @@ class Progress:
         row = self._row(everyone, secs, learning_rate)
         bound = bottleneck.diagnose([Figures(**one["figures"]) for one in everyone])
         if self._log is not None:
-            self._log.episodes(
-                together.episodes_of([one["episodes"] for one in everyone]), self._state.frames
-            )
+            self._log.episodes(together.episodes_of([one["episodes"] for one in everyone]))
             row = self._log.write(row, together.actions_of(everyone))
-            if self._wandb is not None:
-                self._wandb.write(row)
             log.info(progress_line(row, self._config.total_environment_frames))
             if now - self._told_bound >= _BOUND_SECS:
                 log.info("%s", bound)
@@ -113,11 +154,17 @@ class Progress:
         self._endpoint.learner_status = {
             **row,
             "bound": bound,
+            "unwritten": self._unwritten(),
             "total_environment_frames": self._config.total_environment_frames,
             "time": round(time.time(), 1),
         }
         self._written = now
         self._frames, self._updates = self._state.frames, self._state.updates
+
+    def _unwritten(self) -> list[str]:
+        """What cannot be written at the moment, in sentences, the worst first."""
+        telemetry = [] if self._log is None else self._log.troubles
+        return [self._unsaved, *telemetry] if self._unsaved else telemetry
 
     def _collect(self, secs: float) -> dict[str, Any]:
         """This rank's numbers over the last ``secs``, ready for JSON."""

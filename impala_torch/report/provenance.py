@@ -37,7 +37,7 @@ def describe(config: Config, training: bool) -> dict[str, Any]:
       training: of the games that a run trains on; else of those that an evaluation plays.
 
     Returns:
-      ``level_name``; by the level's family ``sticky_actions`` (probability), ``noop_max``,
+      ``level_name``; by the level's family ``sticky_actions`` (probability), ``noops``,
       ``life_loss_ends_episode``, ``action_set``, ``num_actions``, ``frame_skip``, ``max_frames``,
       ``frame_size`` (width x height), ``frame_stack``, ``preprocessing``, as far as they are rules
       there; ``reward_clipping`` of what the agent learns from ("none" in an evaluation; scores are

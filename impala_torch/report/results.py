@@ -4,7 +4,6 @@ Made from the run's ``metrics.csv`` whenever training ends, so a run that was st
 has one card over all its starts.
 """
 
-import csv
 import json
 import math
 import pathlib
@@ -14,8 +13,9 @@ from typing import Any
 from impala_torch import environments
 from impala_torch.flags.config import Config
 from impala_torch.learning import checkpoint
-from impala_torch.report import provenance
-from impala_torch.report.metrics import GAMES, duration
+from impala_torch.report import provenance, rows
+from impala_torch.report.metrics import duration
+from impala_torch.report.rows import EPISODES, GAMES, RETURN, Row
 
 FILE = "results.json"
 _MARKS = 4  # of the way to the best return
@@ -32,11 +32,13 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
       What it holds: ``agent_steps`` and ``environment_frames``, ``hours``, ``games``;
       ``skipped_updates``: whose gradient was not finite;
       ``raw_return``: of whole games, as the game counts; ``episode_return``: of the learner's
-      episodes (in Atari with --episodic_life a life each); ``to_score``: when the mean of the last
-      games first reached parts of the way to the best; ``protocol``, ``hardware``, ``versions``.
+      episodes (in Atari with --episodic_life a life each); each the ``last`` mean, of how many
+      (``last_games``), and the ``best`` of those of ``games_in_a_mean``, None where none is;
+      ``to_score``: when such a mean first reached parts of the way to the best; ``protocol``,
+      ``hardware``, ``versions``.
     """
-    rows = _rows(logdir / "metrics.csv")
-    last = rows[-1] if rows else {}
+    known = rows.read(logdir / "metrics.csv")
+    last = known[-1] if known else {}
     frames = int(last.get("frames") or 0)
     repeats = environments.level_of(config).num_action_repeats
     card = {
@@ -49,10 +51,10 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
         "skipped_updates": int(last.get("skipped_updates") or 0),
         "hours": last.get("hours"),
         "games": int(last.get("games") or 0),
-        "raw_return": _returns(rows, "episode_raw_return"),
-        "episode_return": _returns(rows, "episode_return"),
+        "raw_return": _returns(known, RETURN),
+        "episode_return": _returns(known, EPISODES),
         "games_in_a_mean": GAMES,
-        "to_score": _to_score(rows),
+        "to_score": _to_score(known),
         "protocol": provenance.describe(config, training=True),
         "hardware": provenance.hardware(),
         "versions": provenance.versions(),
@@ -89,43 +91,30 @@ def lines(card: Mapping[str, Any]) -> list[str]:
     return [f"  {name:<{width}}  {value}" for name, value in facts]
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv, of each column that is a number there."""
-    with open(path, newline="") as file:
-        return [
-            {name: float(value) for name, value in row.items() if name and value}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _returns(rows: Sequence[Mapping[str, float]], column: str) -> dict[str, float | None]:
+def _returns(known: Sequence[Row], column: str) -> dict[str, float | None]:
     """The last mean of ``column`` and the best one, with when."""
-    known = [row for row in rows if column in row]
-    if not known:
-        return {"last": None, "best": None, "best_at_frames": None, "best_at_hours": None}
-    best = max(known, key=lambda row: row[column])
+    means = [row for row in known if column in row]
+    full = rows.full(means, column)
+    best = max(full, key=lambda row: row[column], default=None)
     return {
-        "last": known[-1][column],
-        "best": best[column],
-        "best_at_frames": best["frames"],
-        "best_at_hours": best["hours"],
+        "last": means[-1][column] if means else None,
+        "last_games": rows.games_in(means[-1], column) if means else 0,
+        "best": best[column] if best else None,
+        "best_at_frames": best["frames"] if best else None,
+        "best_at_hours": best["hours"] if best else None,
     }
 
 
-def _to_score(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
-    known = [row for row in rows if "episode_raw_return" in row]
-    if not known:
+def _to_score(known: Sequence[Row]) -> list[dict[str, float]]:
+    full = rows.full(known)
+    if not full:
         return []
-    first = known[0]["episode_raw_return"]
-    best = max(row["episode_raw_return"] for row in known)
+    first = full[0][RETURN]
+    best = max(row[RETURN] for row in full)
     reached = []
     for mark in range(1, _MARKS + 1):
         score = first + (best - first) * mark / _MARKS
-        row = next(
-            row
-            for row in known
-            if row["episode_raw_return"] >= score or math.isclose(row["episode_raw_return"], score)
-        )
+        row = next(row for row in full if row[RETURN] >= score or math.isclose(row[RETURN], score))
         reached.append({"return": score, "frames": row["frames"], "hours": row["hours"]})
     return reached if best > first else []
 
@@ -133,4 +122,8 @@ def _to_score(rows: Sequence[Mapping[str, float]]) -> list[dict[str, float]]:
 def _words(returns: Mapping[str, float | None]) -> str:
     if returns["last"] is None:
         return "unknown: none has ended"
-    return f"{returns['last']:.2f}, best {returns['best']:.2f}"
+    few = returns["last_games"] != GAMES
+    words = f"{returns['last']:.2f}" + (f" (of {returns['last_games']})" if few else "")
+    if returns["best"] is None:
+        return f"{words}, best unknown: no mean is of {GAMES}"
+    return f"{words}, best {returns['best']:.2f}"

@@ -1,27 +1,47 @@
-"""The directory of a run: where it is, that it can be written to, and what it says of itself."""
+"""The directory of a run: where it is, that it can be written to, that no other run has it, and
+what it says of itself."""
 
+import contextlib
+import fcntl
+import itertools
 import json
 import logging
 import os
 import pathlib
 import socket
 import subprocess
+import sys
+import time
+from typing import IO
 
 from impala_torch.flags.config import Config, default_logdir, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance, wandb_log
+from impala_torch.report.beside import why
+
+log = logging.getLogger(__name__)
+
+LOCK = "run.lock"
+_LOCK_SECS = 5.0  # that a run before this one may take to end, as when it is started again
+_held: dict[pathlib.Path, IO[str]] = {}  # locks of this process, until it ends
 
 
 def prepare(config: Config) -> pathlib.Path:
     """Makes the run's directory, with ``config.json``; ``logs/latest`` points to it if it is one
-    of ``logs``.
+    of ``logs``. It is this process's until it ends, however it does: no other run may have it.
 
     Raises:
-      UserError: it cannot be made or written to, or --with_wandb cannot be had.
+      UserError: it cannot be made or written to, another run has it, or --with_wandb cannot be
+        had.
     """
     wandb_log.check(config)
-    logdir = pathlib.Path(config.logdir or default_logdir(config.level_name)).absolute()
+    try:
+        logdir = _made(config)
+        _lock(logdir)
+    except OSError as error:
+        named = config.logdir or default_logdir(config.level_name)
+        raise UserError(f"--logdir={named} cannot be written to: {error.strerror}") from error
     description = {
         "flags": dict(to_dict(config)),
         "versions": provenance.versions(),
@@ -41,6 +61,57 @@ def prepare(config: Config) -> pathlib.Path:
     return logdir
 
 
+def _made(config: Config) -> pathlib.Path:
+    """The run's directory: that of --logdir, or a new one of its own."""
+    if config.logdir:
+        logdir = pathlib.Path(config.logdir).absolute()
+        logdir.mkdir(parents=True, exist_ok=True)
+        return logdir
+    first = pathlib.Path(default_logdir(config.level_name)).absolute()
+    first.parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        logdir = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        with contextlib.suppress(FileExistsError):  # another run began in this second
+            logdir.mkdir()
+            break
+    return logdir
+
+
+def _lock(logdir: pathlib.Path) -> None:
+    """Keeps other runs out, as long as this process lives.
+
+    Raises:
+      UserError: another run has the directory.
+    """
+    path = logdir.resolve() / LOCK
+    if path in _held:
+        return
+    file = open(path, "a+")  # noqa: SIM115 (open as long as the process lives)
+    deadline = time.monotonic() + _LOCK_SECS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                file.close()
+                raise UserError(
+                    f"--logdir={logdir} is in use by {holder}: a run is training there. Stop it, "
+                    "or give another --logdir"
+                ) from None
+            time.sleep(0.1)
+        except OSError as error:  # a file system that knows no locks
+            log.warning("%s cannot be locked against other runs: %s", logdir, error.strerror)
+            break
+    _held[path] = file
+    with contextlib.suppress(OSError):  # a full disk: it is locked all the same
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+
+
 def _git_commit() -> str:
     """Of this program's checkout, with a + where files were changed; empty if it is none."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
@@ -57,10 +128,28 @@ def _git_commit() -> str:
 def log_to(path: pathlib.Path) -> None:
     """Sends this process's log to ``path`` too."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path)
+    handler = _LogFile(path)
     root = logging.getLogger()
     handler.setFormatter(root.handlers[0].formatter)
     root.addHandler(handler)
+
+
+class _LogFile(logging.FileHandler):
+    """Where lines cannot be written, as on a full disk, that is said once on the screen."""
+
+    _failed = _told = False  # this line; and those before it, which was said
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        error = sys.exc_info()[1]
+        self._failed = True
+        if not self._told and error is not None:
+            with contextlib.suppress(OSError):
+                print(f"{self.baseFilename} cannot be written: {why(error)}", file=sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._failed = False
+        super().emit(record)
+        self._told = self._failed
 
 
 def _point_latest(logdir: pathlib.Path) -> None:

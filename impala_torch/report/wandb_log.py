@@ -111,20 +111,13 @@ class WandbLog:
             raise _refused(error) from error
         self._run.define_metric("frames")
         self._run.define_metric("*", step_metric="frames")
-        self._failed = False
         offline = self._run.offline
         where = f"{self._run.settings.sync_dir}, for 'wandb sync'" if offline else self._run.url
         log.info("Weights & Biases: %s", where)
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Logs a row of ``RunLog.write``. A client that fails is told of, and costs no training."""
-        if self._failed:
-            return
-        try:
-            self._run.log({name: value for name, value in row.items() if value is not None})
-        except self._errors as error:
-            self._failed = True
-            log.error("Weights & Biases gets no more numbers of this start: %s", error)
+        """Logs a row of ``RunLog.write``. Raises whatever the client does."""
+        self._run.log({name: value for name, value in row.items() if value is not None})
 
     def close(self, *, failed: bool = False) -> None:
         """Sends what is left; ``failed`` is what the run is marked as."""

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from impala_torch.report import rows
+from impala_torch.report.rows import EPISODES, RETURN
 from impala_torch.runner import state
 from impala_torch.runner.description import Task
 from impala_torch.runner.state import Status
@@ -30,15 +32,17 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an experiment has reached. Returns are means of the last 100 whole games."""
+    """What an experiment has reached. Returns are means of the last 100 whole games; where the
+    last is of fewer, ``games`` says of how many."""
 
     task: Task
     status: str
     exit_code: int | None
     frames: int
     hours: float  # of training, over all starts
-    best: float | None
+    best: float | None  # of 100 games
     last: float | None
+    games: int = rows.GAMES  # that ``last`` is of
 
 
 def total_frames(directory: pathlib.Path) -> int:
@@ -55,7 +59,7 @@ def total_frames(directory: pathlib.Path) -> int:
 def newest_row(directory: pathlib.Path) -> Row:
     """Reads only the end of the file, which may be long."""
     path = directory / "metrics.csv"
-    if not path.exists():
+    if not path.is_file():
         return Row()
     with open(path, "rb") as file:
         heading = file.readline().decode(errors="replace")
@@ -72,13 +76,11 @@ def newest_row(directory: pathlib.Path) -> Row:
 def result_of(task: Task) -> Result:
     """Reads an experiment's state and numbers."""
     known = state.read(task.directory)
-    path = task.directory / "metrics.csv"
-    rows: list[dict[str, str]] = []
-    if path.exists():
-        with open(path, newline="", errors="replace") as file:
-            rows = list(csv.DictReader(file))
-    returns = [value for row in rows if (value := _return(row)) is not None]
-    newest = rows[-1] if rows else {}
+    read = rows.read(task.directory / "metrics.csv")
+    # Of whole games; of the learner's episodes where a level has no other.
+    column = RETURN if any(RETURN in row for row in read) else EPISODES
+    means = [row for row in read if column in row]
+    newest = read[-1] if read else {}
     status = str(known.status)
     if known.status is Status.RUNNING and not state.is_running(task.directory):
         status = "broken off"
@@ -86,16 +88,21 @@ def result_of(task: Task) -> Result:
         task=task,
         status=status,
         exit_code=known.exit_code,
-        frames=int(_number(newest, "frames") or 0),
-        hours=_number(newest, "hours") or 0.0,
-        best=max(returns, default=None),
-        last=returns[-1] if returns else None,
+        frames=int(newest.get("frames", 0)),
+        hours=newest.get("hours", 0.0),
+        best=max((row[column] for row in rows.full(means, column)), default=None),
+        last=means[-1][column] if means else None,
+        games=rows.games_in(means[-1], column) if means else 0,
     )
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
-    """The best first; those without a return last, in their order."""
-    return sorted(results, key=lambda one: (one.best is None, -(one.best or 0.0)))
+    """The best first; then those without a mean of enough games, by the last; then the others."""
+
+    def place(one: Result) -> tuple[bool, bool, float]:
+        return one.best is None, one.last is None, -_first(one.best, one.last)
+
+    return sorted(results, key=place)
 
 
 def show(tasks: Sequence[Task], title: str) -> None:
@@ -110,7 +117,7 @@ def show(tasks: Sequence[Task], title: str) -> None:
         table.add_row(
             one.task.name,
             "-" if one.best is None else f"{one.best:.2f}",
-            "-" if one.last is None else f"{one.last:.2f}",
+            _last(one),
             f"{one.frames:,}",
             str(datetime.timedelta(seconds=round(3600 * one.hours))),
             one.status + code,
@@ -119,10 +126,14 @@ def show(tasks: Sequence[Task], title: str) -> None:
     Console(width=width, highlight=False, markup=False).print(table)
 
 
-def _return(row: dict[str, str]) -> float | None:
-    """Of whole games; of the learner's episodes where a level has no other."""
-    raw = _number(row, "episode_raw_return")
-    return _number(row, "episode_return") if raw is None else raw
+def _first(*values: float | None) -> float:
+    return next((value for value in values if value is not None), 0.0)
+
+
+def _last(one: Result) -> str:
+    if one.last is None:
+        return "-"
+    return f"{one.last:.2f}" + (f" ({one.games} games)" if one.games < rows.GAMES else "")
 
 
 def _number(row: dict[str, str], name: str) -> float | None:

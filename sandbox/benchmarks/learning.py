@@ -18,7 +18,6 @@ other seeds than those that you report.
 """
 
 import argparse
-import csv
 import json
 import pathlib
 import signal
@@ -30,6 +29,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from impala_torch.report import rows  # noqa: E402
+
 _POLL_SECS = 2.0
 _END_SECS = 120.0  # that a run may take to write its last checkpoint
 
@@ -39,8 +42,9 @@ class Point(NamedTuple):
 
     frames: float
     minutes: float
-    score: float  # mean raw return of the last 100 whole games
+    score: float  # mean raw return of the last games
     frames_per_sec: float
+    games: int = rows.GAMES  # that the score is the mean of
 
 
 def main() -> int:
@@ -100,8 +104,7 @@ def run(todo: Mapping[str, Any], name: str, seed: int, folder: pathlib.Path) -> 
     if not why and child.returncode:
         raise SystemExit(f"{name}, seed {seed} failed: see {folder / 'output.log'}")
     ended.write_text(json.dumps({"why": why or "its frames"}))
-    last = points(folder)[-1]
-    print(f"{name}, seed {seed}: {why or 'its frames'}; {last.score:.1f} at {last.frames:,.0f}")
+    print(f"{name}, seed {seed}: {why or 'its frames'}; {_last(points(folder))}")
 
 
 def reason(todo: Mapping[str, Any], so_far: Sequence[Point]) -> str:
@@ -111,29 +114,30 @@ def reason(todo: Mapping[str, Any], so_far: Sequence[Point]) -> str:
     last, until = so_far[-1], todo.get("until", {})
     if last.frames >= until.get("frames", float("inf")):
         return "its frames"
-    if last.score >= until.get("return", float("inf")):
+    scores = [point.score for point in full(so_far)]
+    if scores and full([last]) and last.score >= until.get("return", float("inf")):
         return "its return"
     for frames, least in todo.get("give_up", []):
-        if last.frames >= frames and max(point.score for point in so_far) < least:
+        if scores and last.frames >= frames and max(scores) < least:
             return f"given up: below {least} at {frames:,.0f} frames"
     return ""
 
 
 def points(folder: pathlib.Path) -> list[Point]:
     """The rows of a run that have a mean return."""
-    try:
-        rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-    except OSError:
-        return []
-    found = []
-    for row in rows:
-        try:
-            numbers = [row[name] for name in ("frames", "hours", "episode_raw_return")]
-            frames, hours, score = map(float, numbers)
-            found.append(Point(frames, 60 * hours, score, float(row["frames_per_sec"])))
-        except (TypeError, ValueError):  # no game has ended yet, or the row is not whole
-            continue
-    return found
+    return [
+        Point(
+            *(row["frames"], 60 * row["hours"], row[rows.RETURN], row["frames_per_sec"]),
+            games=rows.games_in(row),
+        )
+        for row in rows.read(folder / "metrics.csv")
+        if rows.RETURN in row
+    ]
+
+
+def full(so_far: Sequence[Point]) -> list[Point]:
+    """Those whose score is of as many games as a run is judged by."""
+    return [point for point in so_far if point.games >= rows.GAMES]
 
 
 def table(todo: Mapping[str, Any], out: pathlib.Path) -> list[str]:
@@ -147,16 +151,15 @@ def table(todo: Mapping[str, Any], out: pathlib.Path) -> list[str]:
             so_far = points(out / f"{name}-{seed}")
             if not so_far:
                 continue
-            cells = []
+            judged, cells = full(so_far), []
             for score in scores:
-                at = next((one for one in so_far if one.score >= score), None)
+                at = next((one for one in judged if one.score >= score), None)
                 cells.append(f"{at.frames / 1e6:.2f} ({at.minutes:.1f})" if at else "")
-            first = next((i for i, one in enumerate(so_far) if one.score >= scores[-1]), None)
-            reached.append(float("inf") if first is None else so_far[first].frames)
-            lowest = "" if first is None else f"{min(p.score for p in so_far[first:]):.1f}"
+            first = next((i for i, one in enumerate(judged) if one.score >= scores[-1]), None)
+            reached.append(float("inf") if first is None else judged[first].frames)
+            lowest = "" if first is None else f"{min(p.score for p in judged[first:]):.1f}"
             speed = statistics.median(point.frames_per_sec for point in so_far) / 1e3
-            last = f"{so_far[-1].score:.1f} at {so_far[-1].frames / 1e6:.2f}"
-            lines.append(_line([name, str(seed), *cells, last, lowest, f"{speed:.1f}"]))
+            lines.append(_line([name, str(seed), *cells, _last(so_far), lowest, f"{speed:.1f}"]))
         if len(reached) > 1:
             middle = statistics.median(reached) / 1e6
             lines.append(f"{name}: {scores[-1]:g} after {middle:.2f} M frames (median)")
@@ -171,6 +174,15 @@ def draw(todo: Mapping[str, Any], out: pathlib.Path, picture: pathlib.Path) -> i
     labels = "--labels=" + ",".join(f"{name} {seed}" for name, seed in there)
     command = [sys.executable, "-m", "impala_torch.plot", *folders, "--group=none", labels]
     return subprocess.run([*command, f"--out={picture}"], cwd=ROOT, check=False).returncode
+
+
+def _last(so_far: Sequence[Point]) -> str:
+    """The last score and the millions of frames then; of how many games, where they are few."""
+    if not so_far:
+        return "no game has ended"
+    last = so_far[-1]
+    few = "" if full([last]) else f" ({last.games} games)"
+    return f"{last.score:.1f}{few} at {last.frames / 1e6:.2f}"
 
 
 def _line(cells: Sequence[str]) -> str:

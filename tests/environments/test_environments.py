@@ -64,7 +64,7 @@ def test_width_and_height_are_the_users():
 
 @pytest.mark.parametrize(
     ("game", "repeats", "started_by"),
-    # With noop_max=1 a game starts with one no-op, or FIRE where it waits for that.
+    # With noop_max=1 a game starts with no no-op, but with FIRE where that is an action.
     [("Pong", 4, 0), ("Seaquest", 4, 0), ("Breakout", 4, 1), ("Pong", 1, 0), ("Breakout", 1, 1)],
 )
 def test_frames_and_rewards_are_those_of_gymnasiums_preprocessing(game, repeats, started_by):
@@ -123,7 +123,7 @@ def test_only_the_v5_family_sticks():
         frames = np.stack(rows, axis=1)
         return len({frame.tobytes() for frame in frames})
 
-    # Without stickiness, and with one no-op at the start, all games are the same.
+    # Without stickiness, and with no no-ops at the start, all games are the same.
     assert parted("PongNoFrameskip-v4") == 1
     assert parted("ALE/Pong-v5") > 1
 
@@ -189,7 +189,10 @@ def test_action_repeats_count_frames():
     assert episodes
     assert any(e.episode_frames % 4 for e in episodes)
     assert by_four
-    assert not any(e.episode_frames % 4 for e in by_four)
+    # A step goes on when a life is lost; only the game's end may cut it short.
+    lives = [e for e in by_four if e.raw_return is None]
+    assert lives
+    assert not any(e.episode_frames % 4 for e in lives)
 
 
 def test_a_vector_environments_rows():
@@ -222,6 +225,20 @@ def test_repeats_sum_rewards_and_stop_at_the_end():
     outputs = play(env, 3)
     assert [o.reward[0] for o in outputs] == [0, 1 + 2 + 3, 4, 1 + 2 + 3]
     assert [bool(o.done[0]) for o in outputs] == [True, False, True, False]
+    assert outputs[2].episodes == [(10.0, 4, 10.0, 4)]  # one frame of the second step's three
+
+
+def test_a_game_starts_with_0_to_29_no_ops():
+    """As ALE counts the frames before a game's first observation; FIRE takes the place of one."""
+    for level, least in (("FreewayNoFrameskip-v4", 0), ("BreakoutNoFrameskip-v4", 1)):
+        env = AtariEnvironment(environments.resolve(level), 64, seed=5)
+        before = set()
+        for seed in range(4):
+            _, info = env._env.reset(seed=np.arange(64 * seed, 64 * (seed + 1), dtype=np.int32))
+            before |= set(info["episode_frame_number"].tolist())
+        env.close()
+        assert (min(before), max(before)) == (least, 29)
+        assert environments.rules(level)["noops"] == "0 to 29"
 
 
 @pytest.mark.parametrize(("name", "channels"), [("PixelCatch", 1), ("ColourCatch", 3)])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import pathlib
 import signal
@@ -211,6 +212,29 @@ def test_the_screen_plays_bit_for_bit_as_ales_vector_environment(level, repeats)
     assert len(frames) > 2000
 
 
+@pytest.mark.parametrize("game", ["Breakout", "Freeway"])  # its end comes within a step, or a cut's
+def test_a_game_has_the_frames_that_were_shown(game):
+    shown = []
+    options = LevelOptions(f"ALE/{game}-v5", num_action_repeats=4, episodic_life=False)
+    vector = environments.atari.AtariEnvironment(options, 1, 7, max_frames=402)
+    screen = environments.AtariScreen(
+        options, 7, lambda *frame: shown.append(frame), max_frames=402
+    )
+    rng = np.random.default_rng(0)
+    screen.reset(), vector.reset()
+    counted = []
+    while len(counted) < 4:
+        actions = rng.integers(0, vector.spec.num_actions, 1)
+        ours, theirs = screen.step(actions), vector.step(actions)
+        assert ours.episodes == theirs.episodes
+        for episode in ours.episodes:
+            assert episode.raw_frames == episode.episode_frames == len(shown)
+            counted.append(len(shown))
+            shown.clear()
+    vector.close()
+    assert any(frames % 4 for frames in counted)
+
+
 def test_each_environment_plays_its_share():
     """Were games taken as they end, the short ones of one environment would crowd out the rest."""
     level = "tests.fakes:Counter-v0"
@@ -265,11 +289,12 @@ def test_an_evaluation_leaves_all_that_its_numbers_need(tmp_path):
         "hours": 0.5,
     }
     played = card["played"]
-    assert played["environment_frames"] == sum(card["game_frames"]) == 8 * played["agent_steps"]
+    assert played["environment_frames"] == sum(card["game_frames"])
+    assert played["agent_steps"] == sum(math.ceil(frames / 8) for frames in card["game_frames"])
     assert card["protocol"] == {
         "level_name": "ALE/Pong-v5",
         "sticky_actions": 0.25,
-        "noop_max": 30,
+        "noops": "0 to 29",
         "life_loss_ends_episode": False,
         "action_set": "minimal",
         "num_actions": 6,

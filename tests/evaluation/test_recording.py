@@ -57,7 +57,7 @@ def test_a_recorded_game_is_a_video_that_browsers_play(tmp_path):
     assert (video.codec, video.pixels, video.rate) == ("h264", "yuv420p", 60)
     assert atoms(path).index("moov") < atoms(path).index("mdat")
     card = json.loads((tmp_path / "run" / "evaluation.json").read_text())
-    assert card["game_frames"] == [pytest.approx(video.frames, abs=3)]  # of the last step not all
+    assert card["game_frames"] == [video.frames]
     assert video.shapes == {(630, 480, 3)}
     assert video.changes > video.frames / 2
     field = video.last[320, 240].astype(int)
@@ -74,6 +74,15 @@ def test_a_file_a_game_of_a_gymnasium_level(tmp_path):
     for name, frames in zip(names, card["game_frames"], strict=True):
         video = Video(tmp_path / "videos" / name)
         assert (video.rate, video.frames, video.shapes) == (50, frames, {(440, 600, 3)})
+
+
+def test_a_step_that_ends_early_counts_the_frames_that_it_has(tmp_path):
+    save_run(tmp_path, **CART, num_action_repeats=4)
+    test_mode.run(test_config(tmp_path, record=str(tmp_path / "videos")))
+    frames = json.loads((tmp_path / "evaluation.json").read_text())["game_frames"]
+    names = [tmp_path / "videos" / f"CartPole-v1-4000-game-{n}.mp4" for n in (1, 2, 3)]
+    assert frames == [Video(name).frames for name in names]
+    assert any(count % 4 for count in frames)
 
 
 def test_the_margin_shows_score_and_value():

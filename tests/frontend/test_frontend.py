@@ -101,7 +101,7 @@ def test_the_default_logdir_is_one_for_all(frontend, tmp_path):
     done = frontend(*argv, "--key_file=my.key", cwd=tmp_path)
     found = set(re.findall(r"--logdir=(\S+)", done.stdout))
     assert len(found) == 1
-    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/logs/ALE-Pong-v5/\d+-\d+", found.pop())
+    assert re.fullmatch(rf"{re.escape(str(tmp_path))}/logs/ALE-Pong-v5/\d+-\d+-\w+", found.pop())
     assert f"--key_file={tmp_path}/my.key" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

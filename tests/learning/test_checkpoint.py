@@ -10,6 +10,7 @@ import torch
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
+from tests.conftest import fill
 
 
 def state_of(frames):
@@ -85,6 +86,19 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     # The trap works: only weights_only loading kept it shut.
     pickle.loads(pickle.dumps(Evil(str(trap))))
     assert trap.exists()
+
+
+def test_a_full_disk_leaves_the_checkpoints_that_there_are(small_disk):
+    large = {**state_of(1), "optimizer": {"state": torch.zeros(50_000)}}
+    checkpoint.save(small_disk, 1, large, keep=3)
+    fill(small_disk / "filler")
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint.save(small_disk, 2, {**large, "frames": 2}, keep=3)
+    assert checkpoint.restore(small_disk)["frames"] == 1
+    assert not list(small_disk.glob(".checkpoint*"))
+    (small_disk / "filler").unlink()
+    checkpoint.save(small_disk, 3, {**large, "frames": 3}, keep=3)
+    assert checkpoint.restore(small_disk)["frames"] == 3
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):

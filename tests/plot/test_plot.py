@@ -14,20 +14,22 @@ import pytest
 from impala_torch.flags.config import Config, to_dict
 from impala_torch.flags.errors import UserError
 from impala_torch.plot import __main__ as plot
-from impala_torch.plot import chart, curves, grouping, runs, tables
+from impala_torch.plot import chart, curves, grouping, runs, tables, terminal
 from impala_torch.plot.chart import Options
 from impala_torch.plot.picture import _tick
 from impala_torch.report.metrics import RunLog
 from tests.conftest import ROOT
 
 
-def run_of_ours(folder: pathlib.Path, returns, frames=1000, protocol=None, **flags) -> pathlib.Path:
+def run_of_ours(
+    folder: pathlib.Path, returns, frames=1000, protocol=None, games=100, **flags
+) -> pathlib.Path:
     """A run directory written by the project's own log; ``frames`` between its rows."""
     folder.mkdir(parents=True)
     log = RunLog(folder, "Pong", 0.0, 0)
     for index, value in enumerate(returns, 1):
         row = {"frames": frames * index, "updates": index, "hours": index / 100}
-        log.write({**row, "episode_raw_return": value}, [])
+        log.write({**row, "episode_raw_return": value, "games_in_mean": games}, [])
     log.close()
     config = Config(logdir=str(folder), level_name="PongNoFrameskip-v4", **flags)
     (folder / "config.json").write_text(json.dumps({"flags": dict(to_dict(config))}))
@@ -241,6 +243,44 @@ def test_numbers_at_an_axis_are_short():
     assert {value: _tick(value) for value in values} == values
 
 
+def test_the_axis_of_the_terminal_is_in_the_unit_that_it_names():
+    for largest, shown, name in (
+        (9_999, 9_999, ""),
+        (10_000, 10, ", thousands"),
+        (999_999, 999.999, ", thousands"),
+        (1e6, 1, ", millions"),
+        (2e9, 2, ", billions"),
+    ):
+        line = chart.Line("a", curves.Curve(np.array([0.0, largest]), np.zeros(2)))
+        unit, words = terminal._unit(chart.Chart("", "frames", "", (line,), (), ()))
+        assert (largest / unit, words) == (shown, name)
+
+
+def test_means_of_few_games_are_not_drawn_among_those_of_many(tmp_path):
+    folder = run_of_ours(tmp_path / "a", [-20.0, -10.0])
+    log = RunLog(folder, "Pong", 0.0, 0)  # a second start, whose first games are few and short
+    for frames, games, value in ((3000, 9, 20.0), (4000, 100, -5.0)):
+        row = {"frames": frames, "updates": 3, "games_in_mean": games}
+        log.write({**row, "episode_raw_return": value}, [])
+    log.close()
+    (line,) = chart.chart(load(folder), Options()).lines
+    assert line.curve.y.tolist() == [-20, -10, -5]
+    few = run_of_ours(tmp_path / "few", [1.0, 0.5], games=20)
+    drawn = chart.chart(load(few), Options())
+    assert drawn.lines[0].curve.y.tolist() == [1, 0.5]
+    assert drawn.warnings == ("means of at most 20 games, not of 100: few",)
+
+
+def test_a_pause_of_days_is_not_training(tmp_path):
+    folder = torchbeast_run(tmp_path / "beast")
+    with open(folder / "logs.csv", "a") as file:
+        file.write("3,1700259308.0,-18.0,10240,1.0\n4,1700259344.0,-17.0,12800,1.0\n")
+    (run,) = load(folder)
+    hours = run.column("hours")
+    np.testing.assert_allclose(hours.values, [0, 0.01, 0.02, 0.03, 0.04])
+    assert "1 pause(s) between rows, the longest of 72.0 hours" in hours.supposed
+
+
 def test_the_terminal_shows_the_curve(tmp_path, capsys):
     folder = run_of_ours(tmp_path / "a", [-20.0, -10.0, 5.0])
     assert plot.main([str(folder), "--terminal"]) == 0
@@ -260,7 +300,7 @@ def test_watching_follows_a_run_until_ctrl_c(tmp_path, start):
     while "-20 at 1,000" not in shown:
         shown += job.stdout.readline()
     log = RunLog(folder, "Pong", 0.0, 0)
-    log.write({"frames": 2000, "updates": 2, "episode_raw_return": 7.5}, [])
+    log.write({"frames": 2000, "updates": 2, "episode_raw_return": 7.5, "games_in_mean": 100}, [])
     log.close()
     deadline = time.monotonic() + 60
     while "7.5 at 2,000" not in shown:

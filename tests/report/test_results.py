@@ -5,19 +5,19 @@ import json
 import pytest
 
 from impala_torch.flags.config import Config
-from impala_torch.report import results
+from impala_torch.report import results, rows
 from impala_torch.report.metrics import COLUMNS
 
 CONFIG = Config(level_name="PongNoFrameskip-v4", agent_name="ShallowConvNetAgent", seed=5)
 
 
-def run_with(tmp_path, returns):
-    """A run directory whose whole games' mean went through ``returns``, one row each."""
+def run_with(tmp_path, returns, games=100):
+    """A run directory whose whole games' mean, of ``games``, went through ``returns``."""
     lines = [",".join(COLUMNS)]
     for index, value in enumerate(returns, 1):
         row = dict.fromkeys(COLUMNS, "")
         row |= {"frames": 400_000 * index, "updates": 10 * index, "hours": index / 60}
-        row |= {"games": 3 * index, "episode_raw_return": value}
+        row |= {"games": 300 * index, "games_in_mean": games, "episode_raw_return": value}
         lines.append(",".join(str(row[name]) for name in COLUMNS))
     (tmp_path / "metrics.csv").write_text("\n".join(lines) + "\n")
     return tmp_path
@@ -27,9 +27,10 @@ def test_the_card_tells_what_was_reached_and_when(tmp_path):
     card = results.write(run_with(tmp_path, ["", -20.0, -10.0, 10.0, 20.0, 15.0]), CONFIG)
     assert json.loads((tmp_path / "results.json").read_text()) == card
     assert (card["environment_frames"], card["agent_steps"]) == (2_400_000, 600_000)
-    assert (card["games"], card["updates"]) == (18, 60)
+    assert (card["games"], card["updates"]) == (1800, 60)
     assert card["raw_return"] == {
         "last": 15.0,
+        "last_games": 100,
         "best": 20.0,
         "best_at_frames": 2_000_000,
         "best_at_hours": pytest.approx(5 / 60),
@@ -49,6 +50,42 @@ def test_a_run_without_a_game_has_a_card_too(tmp_path):
     card = results.write(run_with(tmp_path, [""]), CONFIG)
     assert card["to_score"] == []
     assert "none has ended" in "\n".join(results.lines(card))
+
+
+def test_a_mean_of_few_games_is_told_with_their_number_and_is_no_best(tmp_path):
+    card = results.write(run_with(tmp_path, [1.0, 0.25], games=20), CONFIG)
+    assert card["to_score"] == []
+    assert (card["raw_return"]["best"], card["raw_return"]["last"]) == (None, 0.25)
+    words = "mean return 0.25 (of 20), best unknown: no mean is of 100"
+    assert words in "\n".join(results.lines(card))
+    # A start that goes on begins with few games again.
+    path = tmp_path / "metrics.csv"
+    heading, *before = path.read_text().splitlines()
+    full = [line.replace(",20,", ",100,") for line in before]
+    path.write_text("\n".join([heading, *full, before[0].replace("400000", "1200000")]) + "\n")
+    card = results.write(tmp_path, CONFIG)
+    assert (card["raw_return"]["best"], card["raw_return"]["last_games"]) == (1.0, 20)
+    assert card["raw_return"]["best_at_frames"] == 400_000
+    # Before the number was written down, there were at most the run's games.
+    path.write_text("frames,hours,games,episode_raw_return\n100,1,9,7\n200,2,130,3\n300,3,140,4\n")
+    card = results.write(tmp_path, CONFIG)
+    assert (card["raw_return"]["best"], card["to_score"][0]["frames"]) == (4.0, 300)
+
+
+def test_what_a_later_start_went_through_again_counts_as_it_was_then(tmp_path):
+    path = tmp_path / "metrics.csv"
+    lines = ["frames,hours,games,episode_raw_return", "100,1,200,1", "200,2,300,50", "300,3,400,9"]
+    path.write_text("\n".join([*lines, "150,2,250,2", "250,3,350,3", "400,"]))  # from 100 on
+    assert [(row["frames"], row["episode_raw_return"]) for row in rows.read(path)] == [
+        *((100, 1), (150, 2), (250, 3)),  # the last is not whole
+    ]
+    card = results.write(tmp_path, CONFIG)
+    assert (card["raw_return"]["best"], card["environment_frames"]) == (3.0, 250)
+
+
+def test_a_return_that_is_no_number_is_not_the_best(tmp_path):
+    card = results.write(run_with(tmp_path, ["nan", 1.0, "inf", 2.0]), CONFIG)
+    assert (card["raw_return"]["best"], card["to_score"][-1]["return"]) == (2.0, 2.0)
 
 
 def test_a_run_that_never_rose_has_no_way_to_tell_of(tmp_path):

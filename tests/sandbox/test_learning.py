@@ -41,6 +41,14 @@ def test_when_a_run_ends(scores, why):
     assert learning.reason(TODO, curve(*scores)) == why
 
 
+def test_a_mean_of_few_games_ends_nothing():
+    few = [point._replace(games=20) for point in curve(0, 0, 21)]
+    assert learning.reason(TODO, few) == ""
+    assert learning.reason(TODO, [point._replace(score=-21) for point in few]) == ""
+    assert learning.reason(TODO, [*curve(0), *few[1:]]) == ""
+    assert learning.reason(TODO, few * 4 + curve(*[0] * 10)) == "its frames"
+
+
 def write(folder, scores) -> None:
     folder.mkdir()
     lines = ["frames,hours,episode_raw_return,frames_per_sec", "1000,0.001,,900"]
@@ -62,6 +70,16 @@ def test_the_table_says_when_scores_were_reached_and_how_far_it_fell_after(tmp_p
         ["other", "1", "", "", "-20.0 at 1.00", "", "2.0"],
     ]
     assert ["plain: 18 after 1.25 M frames (median)"] in rows
+
+
+def test_the_table_passes_over_means_of_few_games(tmp_path):
+    (tmp_path / "plain-1").mkdir()
+    lines = ["frames,hours,episode_raw_return,frames_per_sec,games_in_mean"]
+    lines += ["1000000,1,19,2000,9", "2000000,2,-15,2000,100", "3000000,3,18,2000,30"]
+    (tmp_path / "plain-1" / "metrics.csv").write_text("\n".join(lines) + "\n")
+    (row,) = [line.split("|") for line in learning.table(TODO, tmp_path) if "plain" in line]
+    shown = [cell.strip() for cell in row[3:-2]]
+    assert shown == ["2.00 (120.0)", "", "18.0 (30 games) at 3.00", ""]
 
 
 @pytest.mark.slow

@@ -66,6 +66,11 @@ def test_what_learners_share():
         assert words in next(line for line in text.splitlines() if "learner-0" in line)
 
 
+def test_what_cannot_be_written_is_a_problem():
+    words = "no checkpoint can be written to /logs: No space left on device"
+    assert f"learner 0: {words}" in status.problems([made(unwritten=[words])])
+
+
 def test_a_run_in_a_table():
     silent = SetStatus(1, "10.0.1.250:8001", None, ((0, "10.0.1.0"),))
     text = status.table([made(), silent])

@@ -112,7 +112,7 @@ def _learn(config: Config, should_stop) -> int:
             log.info("logdir: %s", logdir)
             local.run(config, logdir, should_stop)
             return exit_codes.FINISHED
-        return learner.run(config, group.join(), should_stop)
+        return learner.run(config, group.join(config.stall_secs), should_stop)
     except RuntimeError as error:
         log.exception("%s", error)
         return exit_codes.FAILED

@@ -31,9 +31,10 @@ from impala_torch.flags.errors import UserError
 from impala_torch.flags.shares import shared_out
 from impala_torch.learning import optimizers
 from impala_torch.learning.feed import Feed, make_batch
-from impala_torch.learning.group import AVERAGE, Group
+from impala_torch.learning.group import AVERAGE, ENDING, LEARNING, SAVING, WAITING, Group
 from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
+from impala_torch.learning.watchdog import Watchdog
 from impala_torch.machine import cores, devices, malloc
 from impala_torch.report import rundir
 from impala_torch.report.progress import Progress
@@ -163,11 +164,12 @@ class Learner:
         with Progress(
             self.config, self.group, self.state, self.endpoint, self.logdir, self.reduction
         ) as progress:
+            self.group.phase = LEARNING
             failure = None
             while self.state.frames < self.config.total_environment_frames:
                 batch, agreed, failure = self._next_round(should_stop, progress)
                 if agreed.save:
-                    progress.save()
+                    self._save(progress)
                 if agreed.log:
                     progress.write(self.learning_rate)
                 if agreed.stop or batch is None:
@@ -177,7 +179,7 @@ class Learner:
                 self.sharing.close()
                 progress.write(self.learning_rate)
             finally:  # after the last numbers, whose games it counts, but whatever becomes of them
-                progress.save()
+                self._save(progress)
             progress.end()
             if failure is not None:
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
@@ -285,7 +287,7 @@ class Learner:
                         raise self.endpoint.error
                     self.sharing.collect()
                     if batch is None:
-                        with progress.tally.waiting():
+                        with progress.tally.waiting(), self.group.at(WAITING):
                             batch = self._get_batch(time.monotonic() - hungry_since)
                 except Exception as error:
                     log.exception("learner %d failed", self.group.rank)
@@ -311,7 +313,7 @@ class Learner:
             if agreed.log:
                 progress.write(self.learning_rate)
             if agreed.save:
-                progress.save()
+                self._save(progress)
             if batch is None and now - warned > _HUNGRY_SECS:
                 warned = now
                 self._warn_hungry(now - hungry_since)
@@ -329,6 +331,10 @@ class Learner:
             batch = self.feed.get(max(0.0, secs))
             if batch is not None or time.monotonic() >= deadline:
                 return batch
+
+    def _save(self, progress: Progress) -> None:
+        with self.group.at(SAVING):
+            progress.save()
 
     def _warn_hungry(self, secs: float) -> None:
         missing = self.endpoint.missing_tasks()
@@ -355,18 +361,27 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     Returns:
       The exit code, one of ``flags.exit_codes``.
     """
+    with Watchdog(group, config.stall_secs, should_stop) as watchdog:
+        code = _run(config, group, should_stop, watchdog)
+        group.close()
+    return code
+
+
+def _run(config: Config, group: Group, should_stop: Callable[[], bool], watchdog: Watchdog) -> int:
     code = exit_codes.FINISHED
     try:
         logdir = _agree_on_logdir(config, group)
         log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
         config = shared_out(config.replace(total_num_envs=0), group.size, None)
         learner = Learner(config, group, logdir)
+        learner.endpoint.standing = watchdog.status
         if group.rank > 0:
             config = config.replace(eval_interval_frames=0)  # one evaluator is enough
         with EvaluationProcess(config, logdir, should_stop) as evaluation:
             try:
                 learner.train(evaluation.should_stop)
             finally:
+                group.phase = ENDING
                 learner.close()
     except UserError as error:
         log.error("error: %s", error)
@@ -377,7 +392,6 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     if code and group.size > 1:
         # The others may be waiting for this one in a place where nothing can be agreed on.
         group.abort(code)
-    group.close()
     return code
 
 

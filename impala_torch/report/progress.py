@@ -115,6 +115,7 @@ class Progress:
             "bound": bound,
             "total_environment_frames": self._config.total_environment_frames,
             "time": round(time.time(), 1),
+            "interval_secs": round(max(secs, self._config.progress_secs), 1),
         }
         self._written = now
         self._frames, self._updates = self._state.frames, self._state.updates

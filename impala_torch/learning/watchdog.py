@@ -96,7 +96,8 @@ class Watchdog:
         return {
             "phase": phase.words,
             "phase_secs": round(self._phase_secs, 1),
-            "awaits_learners": phase.awaits,
+            # None of the learners has gone on, nor has any work of its own.
+            "still_secs": round(self._still, 1) if phase.awaits else 0.0,
             "silent_learners": self._silent(),
         }
 

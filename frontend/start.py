@@ -214,7 +214,16 @@ def _check_mpirun() -> None:
 
 
 def _check_agent_and_level(run: Plan) -> None:
-    result = subprocess.run(run.preflight, cwd=ROOT, capture_output=True, text=True, check=False)
+    secs = run.options.start_timeout
+    try:
+        result = subprocess.run(
+            run.preflight, cwd=ROOT, capture_output=True, text=True, check=False, timeout=secs
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"the check of agent and level did not end within --start_timeout={secs:.0f} s: does "
+            f"the environment of --level_name={run.config.level_name} hang?"
+        ) from None
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["the check of agent and level failed"])[-1]
         raise UserError(last.removeprefix("error: "))

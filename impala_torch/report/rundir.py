@@ -12,6 +12,8 @@ from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
 from impala_torch.report import provenance, wandb_log
 
+_GIT_SECS = 20.0  # that git may take to say what the program is
+
 
 def prepare(config: Config) -> pathlib.Path:
     """Makes the run's directory, with ``config.json``; ``logs/latest`` points to it if it is one
@@ -44,10 +46,13 @@ def prepare(config: Config) -> pathlib.Path:
 def _git_commit() -> str:
     """Of this program's checkout, with a + where files were changed; empty if it is none."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+
+    def ask(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*git, *words], capture_output=True, text=True, timeout=_GIT_SECS)
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except FileNotFoundError:
+        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     if commit.returncode:
         return ""

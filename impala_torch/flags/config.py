@@ -526,7 +526,11 @@ class Config:
         inherited=False,
     )
     save_checkpoint_secs: float = flag(
-        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end.", above=0
+        OUTPUT,
+        600.0,
+        "Seconds between checkpoints; the first comes after a minute at most, and one more is "
+        "written at the end.",
+        above=0,
     )
     keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.", above=0)
     quiet: bool = flag(

@@ -21,6 +21,7 @@ from impala_torch.report.wandb_log import WandbLog
 log = logging.getLogger(__name__)
 
 _BOUND_SECS = 10.0  # between words on where the run is bound
+_FIRST_SAVE_SECS = 60.0  # a run that dies early should not have to begin anew
 
 
 class Progress:
@@ -53,7 +54,9 @@ class Progress:
             self._log = RunLog(logdir, config.level_name, state.hours, state.games)
             self._wandb = WandbLog(config, logdir) if config.with_wandb else None
         now = time.monotonic()
-        self._written = self._saved = self._told_bound = now
+        self._written = self._told_bound = now
+        self._save_at = now + min(_FIRST_SAVE_SECS, config.save_checkpoint_secs)
+        self._saved_frames = state.frames
         self._frames, self._updates = state.frames, state.updates
         self._allreduce = group.allreduce_secs
         self._received = 0  # unrolls, from other learners
@@ -74,12 +77,13 @@ class Progress:
         now, config = time.monotonic(), self._config
         return (
             int(now - self._written >= config.progress_secs),
-            int(now - self._saved >= config.save_checkpoint_secs),
+            int(now >= self._save_at and self._state.frames > self._saved_frames),
         )
 
     def save(self) -> None:
         """Writes a checkpoint on rank 0. All ranks call it together."""
-        self._saved = time.monotonic()
+        self._save_at = time.monotonic() + self._config.save_checkpoint_secs
+        self._saved_frames = self._state.frames
         if self._log is not None:
             self._state.hours, self._state.games = self._log.hours, self._log.games
             self._state.save(self._logdir, self._config)

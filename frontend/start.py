@@ -25,6 +25,8 @@ from frontend.watch.welcome import ActorState, StartError, Welcome
 from impala_torch.endpoint import keys as curve
 from impala_torch.flags.errors import UserError
 
+_PREFLIGHT_SECS = 300.0  # that it may take to make the agent and an environment
+
 
 def start(run: Plan, session: tmux.Session, out: TextIO = sys.stdout) -> None:
     """Starts a run on all of its hosts, and prints what became of each actor.
@@ -214,15 +216,19 @@ def _check_mpirun() -> None:
 
 
 def _check_agent_and_level(run: Plan) -> None:
-    secs = run.options.start_timeout
     try:
         result = subprocess.run(
-            run.preflight, cwd=ROOT, capture_output=True, text=True, check=False, timeout=secs
+            run.preflight,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PREFLIGHT_SECS,
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"the check of agent and level did not end within --start_timeout={secs:.0f} s: does "
-            f"the environment of --level_name={run.config.level_name} hang?"
+            f"the check of agent and level did not end within {_PREFLIGHT_SECS:.0f} s: does the "
+            f"environment of --level_name={run.config.level_name} hang?"
         ) from None
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["the check of agent and level failed"])[-1]

@@ -19,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+from typing import Any
 
 from frontend import commands, record, run
 from frontend.hosts import tmux
@@ -198,7 +199,7 @@ class Supervisor:
             if any(commands.actor_name(*actor) in names for actor in host.actors)
         }
         looks = hosts.on_all(by_spec, lambda spec: run.look(self._plan, hosts, by_spec[spec]))
-        windows = {}
+        windows: dict[str, dict[str, Any]] = {}
         for found in looks.values():
             windows |= {} if isinstance(found, HostError) else found
         now, hung = time.monotonic(), []

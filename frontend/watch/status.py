@@ -59,7 +59,8 @@ def table(sets: Sequence[SetStatus]) -> str:
 
 def as_json(sets: Sequence[SetStatus]) -> str:
     """The same for programs: a list, an object for each worker set."""
-    return json.dumps([dataclasses.asdict(one) for one in sets], indent=1)
+    told = [{**dataclasses.asdict(one), "stalled_secs": one.stalled_secs} for one in sets]
+    return json.dumps(told, indent=1)
 
 
 def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
@@ -84,8 +85,9 @@ def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
                 printable(status["host"]),
                 one.address,
                 short(status.get("frames")),
-                short(status.get("frames_per_sec")),
-                _decimal(status.get("updates_per_sec")),
+                # What was so before it stood still is not so now.
+                "-" if one.stalled_secs else short(status.get("frames_per_sec")),
+                "-" if one.stalled_secs else _decimal(status.get("updates_per_sec")),
                 _decimal(status.get("total_loss")),
                 _decimal(status.get("policy_lag")),
                 str(status.get("queue_batches", "-")),

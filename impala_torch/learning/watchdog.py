@@ -72,6 +72,7 @@ class Watchdog:
         self._still = 0.0  # since anybody did
         self._first_tell = min(_TELL_SECS, stall_secs / 2) if stall_secs else _TELL_SECS
         self._tell_at = self._first_tell
+        self._told = False  # that the rank does not go on
         self._mute = False
         self._saying: threading.Thread | None = None
         self._done = threading.Event()
@@ -116,6 +117,9 @@ class Watchdog:
         group, phase = self._group, self._group.phase
         goes_on = group.marks != self._marks
         self._marks = group.marks
+        if goes_on and self._told:
+            self._say(logging.INFO, f"learner {group.rank} goes on after {self._phase_secs:.0f} s")
+        self._told &= not goes_on
         self._phase_secs = 0.0 if goes_on else self._phase_secs + secs
         self._exchange(phase, secs)
         if goes_on or self._busy():
@@ -126,7 +130,7 @@ class Watchdog:
         if waited < self._first_tell:
             self._tell_at = self._first_tell
         elif waited >= self._tell_at and phase.bounded:
-            self._tell_at = 2 * waited
+            self._tell_at, self._told = 2 * waited, True
             self._say(logging.WARNING, self._words(phase))
         still = self._still if phase.awaits else self._phase_secs
         if still >= self._limit(phase) > 0:

@@ -80,10 +80,14 @@ def test_what_takes_its_time_is_left_alone(ranks, what):
     code, logs = ranks(what)
     assert code == 0
     assert "it ends" not in "".join(logs)
-    told = "learner 0 has been averaging gradients for" in logs[0]
-    assert told == (what == "saving")
-    if told:
-        assert "learner 1 is writing a checkpoint" in logs[0]
+    told = {
+        "saving": "learner 0 has been averaging gradients for",
+        "back": "learner 0 has been agreeing with the others for",
+    }
+    if what in told:
+        assert told[what] in logs[0]
+        assert "learner 0 goes on after " in logs[0]
+    assert ("learner 1 is writing a checkpoint" in logs[0]) == (what == "saving")
 
 
 def watched(group, stall_secs, should_stop=lambda: False):

@@ -60,6 +60,7 @@ class Supervisor:
         # Actors of whom nothing is heard and that run: since when they were seen to, and how often
         # they had been started again then.
         self._running: dict[str, tuple[float, int]] = {}
+        self._given_up: set[str] = set()  # actors that this was said of
         self._told = ""  # of what fails each time
 
     def run(self) -> int:
@@ -191,6 +192,12 @@ class Supervisor:
         started = (self._plan.directory / run.SUPERVISOR_PID).stat().st_mtime
         return time.time() - started > self._plan.options.heal_secs
 
+    def _tell_given_up(self, name: str, log: list[str]) -> None:
+        if name not in self._given_up:
+            self._given_up.add(name)
+            last = log[-1] if log else "it failed at once, again and again"
+            _say(f"{name}: {last}; its log: --action=logs --worker={name}")
+
     def _find_hung(self, hosts: Hosts, names: list[str]) -> list[str]:
         """Those of the actors, of whom nothing is heard, that have run for long all the same."""
         by_spec = {
@@ -207,6 +214,8 @@ class Supervisor:
             window = windows.get(name)
             if window is None or window["exit_code"] is not None:
                 self._running.pop(name, None)
+                if window and window["exit_code"] == exit_codes.GIVEN_UP:
+                    self._tell_given_up(name, window["tail"])
                 continue
             since, restarts = self._running.setdefault(name, (now, window["restarts"]))
             if restarts != window["restarts"]:  # it ends by itself, again and again

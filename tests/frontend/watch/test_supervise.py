@@ -65,7 +65,7 @@ def test_a_port_that_refuses_is_told_from_one_that_is_frozen(free_port):
     assert not supervise._refuses("no-such-host.invalid:80")
 
 
-def test_only_an_actor_that_was_seen_to_run_for_long_hangs(plan, monkeypatch):
+def test_only_an_actor_that_was_seen_to_run_for_long_hangs(plan, monkeypatch, capfd):
     windows = {}
     monkeypatch.setattr(supervise.run, "look", lambda *_: windows)
     one = supervise.Supervisor(plan)
@@ -90,3 +90,8 @@ def test_only_an_actor_that_was_seen_to_run_for_long_hangs(plan, monkeypatch):
         windows["actor-0-0"] = window(code=1)
         later(supervise._HUNG_SECS + 1)
         assert one._find_hung(hosts, names) == ["actor-0-1"]
+        windows["actor-0-0"] = {**window(code=6), "tail": ["x", "exit code 7; given up: why"]}
+        for _ in range(3):
+            one._find_hung(hosts, names)
+    said = capfd.readouterr().out
+    assert said.count("actor-0-0: exit code 7; given up: why; its log: --action=logs") == 1

@@ -103,7 +103,7 @@ def _status(options: Options) -> int:
     running = _running(options)
     statuses = endpoints.ask_all(running)
     print(status.as_json(statuses) if options.json else status.table(statuses))
-    return 0 if all(one.status is not None for one in statuses) else 1
+    return 0 if all(one.status is not None and not one.stalled_secs for one in statuses) else 1
 
 
 def _logs(options: Options) -> int:
@@ -122,7 +122,8 @@ def _stop(options: Options) -> int:
 def _heal(options: Options) -> int:
     running = _running(options)
     with running.open_hosts() as hosts:
-        healed = run.heal(running, hosts)
+        hung = endpoints.gone(endpoints.ask_all(running))
+        healed = run.heal(running, hosts, hung=hung)
     rows = [_healed(spec, result) for spec, result in healed.items()]
     print("\n".join(table([("host", "started again", "reason"), *rows])))
     return int(any(isinstance(result, HostError) for result in healed.values()))

@@ -38,6 +38,10 @@ class Job:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> None:
         """Asks the ranks to stop with a checkpoint; the second time, ends them."""
         if self._process.returncode is None:

@@ -7,11 +7,11 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, TextIO
 
 from frontend import commands
-from frontend.commands import LEARNERS, MONITOR, Command
+from frontend.commands import LEARNERS, MONITOR, RELAY, Command
 from frontend.hosts import tmux
 from frontend.hosts.hosts import Hosts, HostSpec
 from frontend.hosts.ssh import HostError
@@ -52,7 +52,11 @@ def look(run: Plan, hosts: Hosts, host: HostPlan) -> dict[str, dict[str, Any]]:
 
 
 def heal(
-    run: Plan, hosts: Hosts, only: Sequence[str] | None = None, spare: Sequence[int] = ()
+    run: Plan,
+    hosts: Hosts,
+    only: Sequence[str] | None = None,
+    spare: Sequence[int] = (),
+    hung: Collection[str] = (),
 ) -> dict[HostSpec, list[str] | HostError]:
     """Starts again what is gone of the actors' and relays' windows.
 
@@ -61,6 +65,8 @@ def heal(
       hosts: connections to its hosts.
       only: names of actors; others' hosts are not looked at. None is all.
       spare: windows whose command failed with one of these exit codes stay as they are.
+      hung: names of actors whose process, where it runs, does so in vain: it is ended and started
+        again. So is the relay of a host of which these are all the actors.
 
     Returns:
       By host, the names of the windows that were started again.
@@ -84,7 +90,12 @@ def heal(
                 if now.get(window.name, {}).get("exit_code") not in spare
             )
         files = {} if spec.is_here else keys.get(spec.name, {})
-        return hosts.ask(spec, start_request(run, host, windows, files))["started"]
+        names = [commands.actor_name(*actor) for actor in host.actors]
+        in_vain = [name for name in names if name in hung]
+        if in_vain == names:
+            in_vain.append(RELAY)
+        request = {**start_request(run, host, windows, files), "hung": in_vain}
+        return hosts.ask(spec, request)["started"]
 
     return hosts.on_all(chosen, work)
 

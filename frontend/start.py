@@ -26,6 +26,7 @@ from impala_torch.endpoint import keys as curve
 from impala_torch.flags.errors import UserError
 
 OPERATOR = "frontend"  # the name of the key with which endpoints are asked how they are
+_PREFLIGHT_SECS = 300.0  # that it may take to make the agent and an environment
 
 
 def start(run: Plan, session: tmux.Session, out: TextIO = sys.stdout) -> None:
@@ -217,7 +218,20 @@ def _check_mpirun() -> None:
 
 
 def _check_agent_and_level(run: Plan) -> None:
-    result = subprocess.run(run.preflight, cwd=ROOT, capture_output=True, text=True, check=False)
+    try:
+        result = subprocess.run(
+            run.preflight,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_PREFLIGHT_SECS,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"the check of agent and level did not end within {_PREFLIGHT_SECS:.0f} s: does the "
+            f"environment of --level_name={run.config.level_name} hang?"
+        ) from None
     if result.returncode != 0:
         last = (result.stderr.strip().splitlines() or ["the check of agent and level failed"])[-1]
         raise UserError(last.removeprefix("error: "))

@@ -133,7 +133,7 @@ def _learn(config: Config, should_stop) -> int:
             log.info("logdir: %s", logdir)
             local.run(config, logdir, should_stop)
             return exit_codes.FINISHED
-        return learner.run(config, group.join(), should_stop)
+        return learner.run(config, group.join(config.stall_secs), should_stop)
     except NotFinite as error:
         log.error("error: %s", error)
         return exit_codes.NOT_FINITE

@@ -33,9 +33,10 @@ from impala_torch.flags.shares import shared_out
 from impala_torch.learning import finite, optimizers
 from impala_torch.learning.feed import Feed, make_batch
 from impala_torch.learning.finite import NotFinite
-from impala_torch.learning.group import AVERAGE, Group
+from impala_torch.learning.group import AVERAGE, ENDING, LEARNING, SAVING, WAITING, Group
 from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
+from impala_torch.learning.watchdog import Watchdog
 from impala_torch.machine import cores, devices, malloc
 from impala_torch.report import provenance, rundir
 from impala_torch.report.progress import Progress
@@ -172,12 +173,13 @@ class Learner:
         with Progress(
             self.config, self.group, self.state, self.endpoint, self.logdir, self.reduction
         ) as progress:
+            self.group.phase = LEARNING
             failure = None
             try:
                 while self.state.frames < self.config.total_environment_frames:
                     batch, agreed, failure = self._next_round(should_stop, progress)
                     if agreed.save:
-                        progress.save()
+                        self._save(progress.save)
                     if agreed.log:
                         progress.write(self.learning_rate)
                     if agreed.stop or batch is None:
@@ -192,17 +194,17 @@ class Learner:
                 self.sharing.close()
                 progress.write(self.learning_rate)
             except BaseException:
-                progress.rescue()
+                self._save(progress.rescue)
                 raise
             if isinstance(failure, NotFinite):
-                progress.save_last()
+                self._save(progress.save_last)
                 progress.end()
                 raise failure
             if failure is not None:
-                progress.rescue()
+                self._save(progress.rescue)
                 progress.end()
                 raise RuntimeError(f"learner {self.group.rank} failed: {failure}") from failure
-            progress.save_last()  # after the last numbers, whose games it counts
+            self._save(progress.save_last)  # after the last numbers, whose games it counts
             progress.end()
             if self.state.frames < self.config.total_environment_frames and agreed.failed:
                 raise RuntimeError("another learner failed: see its log")
@@ -330,7 +332,7 @@ class Learner:
                         raise self.endpoint.error
                     self.sharing.collect()
                     if batch is None:
-                        with progress.tally.waiting():
+                        with progress.tally.waiting(), self.group.at(WAITING):
                             batch = self._get_batch(time.monotonic() - hungry_since)
                 except Exception as error:
                     log.exception("learner %d failed", self.group.rank)
@@ -356,7 +358,7 @@ class Learner:
             if agreed.log:
                 progress.write(self.learning_rate)
             if agreed.save:
-                progress.save()
+                self._save(progress.save)
             if batch is None and now - warned > _HUNGRY_SECS:
                 warned = now
                 self._warn_hungry(now - hungry_since)
@@ -374,6 +376,10 @@ class Learner:
             batch = self.feed.get(max(0.0, secs))
             if batch is not None or time.monotonic() >= deadline:
                 return batch
+
+    def _save(self, save: Callable[[], object]) -> None:
+        with self.group.at(SAVING):
+            save()
 
     def _warn_hungry(self, secs: float) -> None:
         missing = self.endpoint.missing_tasks()
@@ -403,18 +409,27 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     Returns:
       The exit code, one of ``flags.exit_codes``.
     """
+    with Watchdog(group, config.stall_secs, should_stop) as watchdog:
+        code = _run(config, group, should_stop, watchdog)
+        group.close()
+    return code
+
+
+def _run(config: Config, group: Group, should_stop: Callable[[], bool], watchdog: Watchdog) -> int:
     code = exit_codes.FINISHED
     try:
         logdir = _agree_on_logdir(config, group)
         log.info("learner %d of %d, logdir: %s", group.rank, group.size, logdir)
         config = shared_out(config.replace(total_num_envs=0), group.size, None)
         learner = Learner(config, group, logdir)
+        learner.endpoint.standing = watchdog.status
         if group.rank > 0:
             config = config.replace(eval_interval_frames=0)  # one evaluator is enough
         with EvaluationProcess(config, logdir, should_stop) as evaluation:
             try:
                 learner.train(evaluation.should_stop)
             finally:
+                group.phase = ENDING
                 learner.close()
     except UserError as error:
         log.error("error: %s", error)
@@ -428,7 +443,6 @@ def run(config: Config, group: Group, should_stop: Callable[[], bool]) -> int:
     if code and group.size > 1:
         # The others may be waiting for this one in a place where nothing can be agreed on.
         group.abort(code)
-    group.close()
     return code
 
 

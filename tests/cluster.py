@@ -2,7 +2,8 @@
 
 A host has its own network, host name, process ids, /etc/passwd (so its own home and password),
 host key and tmux server; it shares files otherwise, so the project is there. ``kill`` takes its
-power, ``boot`` gives it back, ``cut`` pulls its network plug and ``mend`` puts it back in.
+power, ``boot`` gives it back, ``cut`` pulls its network plug and ``mend`` puts it back in;
+``part_from`` loses what it sends to one other host.
 
     with Cluster(["front", "learner1", "actor1"]) as cluster:
         cluster["front"].run(["ssh", cluster["actor1"].ip, "hostname"])
@@ -118,6 +119,15 @@ class Host:
 
     def mend(self) -> None:
         _call("ip", "link", "set", self._link, "up")
+
+    def part_from(self, other: "Host") -> None:
+        """Loses what is sent to another host from here, and only that."""
+        nobody = ("lladdr", "02:00:00:00:00:01", "dev", "eth0", "nud", "permanent")
+        _call("ip", "-n", self._namespace, "neigh", "replace", other.ip, *nobody)
+
+    def meet(self, other: "Host") -> None:
+        """Undoes ``part_from``."""
+        _call("ip", "-n", self._namespace, "neigh", "del", other.ip, "dev", "eth0")
 
     # --- what runs on it ---
 

@@ -61,7 +61,8 @@ def _start(request: Mapping[str, Any]) -> dict[str, Any]:
     """Writes files and runs commands in windows of the run's session; what runs is left alone.
 
     The request has session, run_id, files ({name: content}, kept in the run's directory, for the
-    owner only), cwd, and windows ([[name, argv], ...]). Answers which windows were started.
+    owner only), cwd, and windows ([[name, argv], ...]); and if wanted hung: names of windows whose
+    command runs in vain, and is ended first. Answers which windows were started.
     """
     session = Session(request["session"])
     run_id = request["run_id"]
@@ -80,6 +81,8 @@ def _start(request: Mapping[str, Any]) -> dict[str, Any]:
         script = directory / f"{name}.sh"
         script.write_text(f"exec {shlex.join(argv)}\n")
         windows.append((name, ["bash", str(script)]))
+    if hung := request.get("hung"):
+        session.kill_windows(hung)
     cwd = os.path.abspath(os.path.expanduser(request["cwd"]))
     if session.exists():
         return {"started": session.add(windows, cwd)}

@@ -9,11 +9,14 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
+import logging
 import os
 import pathlib
 import shlex
 import socket
 import threading
+import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from impala_torch.flags.errors import UserError
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     import paramiko
 
 _KEEPALIVE_SECS = 15
+_END_SECS = 5.0  # that what a host said last may take to be read
 _add_lock = threading.Lock()
 
 
@@ -91,6 +95,10 @@ class Connection:
     def __init__(self, login: Login, trust: Trust) -> None:
         import paramiko
 
+        # It would tell of each failure itself, with a traceback, between the lines of a table.
+        logger = logging.getLogger("paramiko")
+        logger.addHandler(logging.NullHandler())
+        logger.propagate = False
         target = resolve(login)
         self._where = f"{target.username}@{target.hostname}:{target.port}"
         self._client = paramiko.SSHClient()
@@ -99,6 +107,7 @@ class Connection:
         self._client.set_missing_host_key_policy(_policy(known, trust.accept_new))
         proxy = paramiko.ProxyCommand(target.proxy_command) if target.proxy_command else None
         has_password = bool(login.password)
+        begun = time.monotonic()
         try:
             self._client.connect(
                 target.hostname,
@@ -119,7 +128,8 @@ class Connection:
             raise
         except Exception as error:
             self._client.close()
-            raise HostError(self._reason(error, login, target, trust)) from None
+            secs = time.monotonic() - begun
+            raise HostError(self._reason(error, login, target, trust, secs)) from None
         transport = self._client.get_transport()
         assert transport is not None
         transport.set_keepalive(_KEEPALIVE_SECS)
@@ -136,17 +146,20 @@ class Connection:
             with channel:
                 channel.settimeout(timeout_secs)
                 # Whatever the login shell is, sh reads the command.
-                channel.exec_command(f"exec sh -c {shlex.quote(command)}")
+                with _closed_after(channel, timeout_secs):
+                    channel.exec_command(f"exec sh -c {shlex.quote(command)}")
                 sender = threading.Thread(target=_send, args=(channel, stdin), daemon=True)
                 sender.start()
                 errors: list[bytes] = []
                 reader = threading.Thread(
-                    target=_drain, args=(channel.recv_stderr, errors), daemon=True
+                    target=_drain_beside, args=(channel.recv_stderr, errors), daemon=True
                 )
                 reader.start()
                 output: list[bytes] = []
                 _drain(channel.recv, output)
-                reader.join(timeout_secs)
+                reader.join(_END_SECS)
+                if not channel.status_event.wait(timeout_secs):
+                    raise TimeoutError
                 code = channel.recv_exit_status()
                 return (
                     code,
@@ -158,7 +171,7 @@ class Connection:
         except (TimeoutError, socket.timeout):  # noqa: UP041
             raise HostError(f"{self._where} did not answer for {timeout_secs:.0f} s") from None
         except Exception as error:
-            raise HostError(f"the connection to {self._where} broke: {error}") from None
+            raise HostError(f"the connection to {self._where} broke: {_in_a_line(error)}") from None
 
     def sftp(self) -> "paramiko.SFTPClient":
         return self._client.open_sftp()
@@ -166,7 +179,10 @@ class Connection:
     def close(self) -> None:
         self._client.close()
 
-    def _reason(self, error: Exception, login: Login, target: Target, trust: Trust) -> str:
+    def _reason(
+        self, error: Exception, login: Login, target: Target, trust: Trust, secs: float
+    ) -> str:
+        """Why there is no connection, in a line; ``secs`` is how long it was tried."""
         import paramiko
 
         where = self._where
@@ -195,7 +211,12 @@ class Connection:
         if isinstance(error, TimeoutError) or numbers:
             words = os.strerror(min(numbers)) if numbers else "no answer"
             return f"unreachable: {where} ({words.lower()})"
-        return f"no SSH with {where}: {error}"
+        if secs >= trust.timeout_secs:
+            return (
+                f"no SSH with {where}: what listens there did not answer within "
+                f"{trust.timeout_secs:.0f} s (--ssh_timeout)"
+            )
+        return f"no SSH with {where}: {_in_a_line(error)}"
 
 
 def _load_known_hosts(client: "paramiko.SSHClient", path: str) -> None:
@@ -256,6 +277,38 @@ def _send(channel: "paramiko.Channel", data: bytes) -> None:
 def _drain(receive, into: list[bytes]) -> None:
     while chunk := receive(1 << 16):
         into.append(chunk)
+
+
+def _drain_beside(receive, into: list[bytes]) -> None:
+    """``_drain`` in a thread of its own: what fails is told by who waits for the command."""
+    with contextlib.suppress(Exception):
+        _drain(receive, into)
+
+
+@contextlib.contextmanager
+def _closed_after(channel: "paramiko.Channel", secs: float) -> Iterator[None]:
+    """Closes a channel in which a call has no deadline of its own, and so ends that call."""
+    given_up = threading.Event()
+
+    def give_up() -> None:
+        given_up.set()
+        channel.get_transport().close()
+
+    timer = threading.Timer(secs, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Exception:
+        if given_up.is_set():
+            raise TimeoutError from None
+        raise
+    finally:
+        timer.cancel()
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _errnos(error: Exception) -> set[int]:

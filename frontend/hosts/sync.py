@@ -18,6 +18,7 @@ from frontend.hosts.ssh import HostError
 from frontend.run_plan import ROOT, Plan
 
 _LEFT_OUT = {".git", ".venv", "logs", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache"}
+_GIT_SECS = 60.0
 _SYNC_SECS = 300.0
 _SETUP_SECS = 1800.0
 
@@ -52,9 +53,9 @@ def project_files(root: pathlib.Path) -> list[str]:
     """Names of the project's files, relative to its folder."""
     argv = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_GIT_SECS)
         names = done.stdout.split("\0") if done.returncode == 0 else []
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         names = []
     if not any(names):
         names = [str(path.relative_to(root)) for path in root.rglob("*")]

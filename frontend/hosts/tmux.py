@@ -11,6 +11,7 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,7 +20,7 @@ from frontend import scripts
 from impala_torch.flags.errors import UserError
 
 if TYPE_CHECKING:
-    import libtmux
+    from libtmux.common import tmux_cmd
 
 # What a new window runs until its options are set. Should the frontend be killed right then, the
 # window closes by itself.
@@ -27,6 +28,7 @@ _HOLDER = ("sleep", "600")
 # Runs a command, and closes its window or tells its exit code.
 _IN_WINDOW = str(scripts.HERE / "in_window.sh")
 _OWNER = "@impala_run"  # the session's option that names its owner
+_TMUX_SECS = 30.0  # that tmux may take to answer
 _END_SECS = 5.0  # how long what ran in a killed session may take to end by itself
 _UNKNOWN_CODE = 255  # of a window whose shell was killed itself
 _SIZE = ("-x", "200", "-y", "50")  # while nobody is attached; wide enough for a line of progress
@@ -64,11 +66,11 @@ class Session:
         self._socket_name = socket_name
 
     def exists(self) -> bool:
-        return self._server().has_session(self.name)
+        return self._call("has-session", "-t", f"={self.name}").returncode == 0
 
     def owner(self) -> str:
         """Who started the session; empty where it is gone or nobody said."""
-        shown = self._server().cmd("show-options", "-qv", "-t", f"={self.name}:", _OWNER)
+        shown = self._call("show-options", "-qv", "-t", f"={self.name}:", _OWNER)
         return shown.stdout[0] if shown.returncode == 0 and shown.stdout else ""
 
     def check_free(self) -> None:
@@ -133,30 +135,30 @@ class Session:
 
     def press(self, window: str, key: str) -> None:
         """Presses a key, such as C-c, in a window; nothing happens where it is gone."""
-        self._server().cmd("send-keys", "-t", f"={self.name}:={window}", key)
+        self._call("send-keys", "-t", f"={self.name}:={window}", key)
 
     def kill(self) -> None:
         """Ends the session and all that runs in it; nothing happens where it is gone.
 
         What does not end with its terminal gets SIGKILL, by the ids of what ran in the session.
         """
-        before = _tree([pid for _, _, _, pid in self._panes()])
-        self._server().cmd("kill-session", "-t", f"={self.name}")
-        _end(before)
+        before = tree([pid for _, _, _, pid in self._panes()])
+        self._call("kill-session", "-t", f"={self.name}")
+        end(before, _END_SECS)
 
     def kill_windows(self, names: Sequence[str]) -> None:
         """Ends some windows and what runs in them, as ``kill`` does with all."""
         chosen = [(pane, pid) for pane, name, _, pid in self._panes() if name in names]
-        before = _tree([pid for _, pid in chosen])
+        before = tree([pid for _, pid in chosen])
         for pane, _ in chosen:
-            self._server().cmd("kill-pane", "-t", pane)
-        _end(before)
+            self._call("kill-pane", "-t", pane)
+        end(before, _END_SECS)
 
     def _panes(self) -> list[tuple[str, str, WindowState, int]]:
         """(pane's id, window's name, state, its shell's process) of each window."""
         fields = ("pane_id", "pane_pid", "pane_dead", "@exit_code", "@restarts", "@last_exit")
         form = ":".join(f"#{{{field}}}" for field in (*fields, "window_name"))
-        listing = self._server().cmd("list-panes", "-s", "-t", f"={self.name}", "-F", form)
+        listing = self._call("list-panes", "-s", "-t", f"={self.name}", "-F", form)
         panes = []
         for line in listing.stdout if listing.returncode == 0 else []:
             pane, pid, dead, code, restarts, last, name = line.split(":", 6)
@@ -183,7 +185,7 @@ class Session:
 
     def _tmux(self, *argv: str) -> list[str]:
         """Runs a tmux command. Returns the lines of its output."""
-        result = self._server().cmd(*argv)
+        result = self._call(*argv)
         if result.returncode != 0 or result.stderr:
             raise UserError(
                 f"tmux could not do '{argv[0]}' for session '{self.name}': "
@@ -191,10 +193,32 @@ class Session:
             )
         return result.stdout
 
-    def _server(self) -> "libtmux.Server":
+    def _call(self, *argv: str) -> "tmux_cmd":
+        """Runs a tmux command; raises UserError where tmux does not answer."""
         import libtmux  # slow to import, and --dry_run needs none of it
 
-        return libtmux.Server(socket_name=self._socket_name)
+        server = libtmux.Server(socket_name=self._socket_name)
+        done: list[tmux_cmd] = []
+        failed: list[Exception] = []
+
+        def run() -> None:
+            try:
+                done.append(server.cmd(*argv))
+            except Exception as error:  # for who called
+                failed.append(error)
+
+        # libtmux waits for ever for a server that is stopped.
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        thread.join(_TMUX_SECS)
+        if failed:
+            raise failed[0]
+        if not done:
+            raise UserError(
+                f"tmux did not answer '{argv[0]}' within {_TMUX_SECS:.0f} s: its server hangs; "
+                "'pgrep -a tmux' shows it"
+            )
+        return done[0]
 
 
 def _literal(word: str) -> str:
@@ -202,9 +226,9 @@ def _literal(word: str) -> str:
     return f"{word[:-1]}\\;" if word.endswith(";") else word
 
 
-def _end(processes: dict[int, str]) -> None:
-    """Waits a while for processes to end (see ``_tree``), then ends them."""
-    deadline = time.monotonic() + _END_SECS
+def end(processes: dict[int, str], secs: float) -> None:
+    """Waits so long for processes to end (see ``tree``), then ends them; frozen ones too."""
+    deadline = time.monotonic() + secs
     while left := [pid for pid, start in processes.items() if _started(pid) == start]:
         if time.monotonic() > deadline:
             for pid in left:
@@ -214,7 +238,7 @@ def _end(processes: dict[int, str]) -> None:
         time.sleep(0.05)
 
 
-def _tree(roots: Sequence[int]) -> dict[int, str]:
+def tree(roots: Sequence[int]) -> dict[int, str]:
     """The processes below ``roots`` and these, with when each was started: ids come again."""
     found: dict[int, str] = {}
     waiting = list(roots)

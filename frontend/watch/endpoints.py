@@ -50,7 +50,18 @@ def absent(run: Plan, statuses: list[SetStatus], after_secs: float) -> list[str]
     return missing
 
 
+def gone(statuses: list[SetStatus]) -> list[str]:
+    """Names of the actors that were here, and of whom their learner has long heard nothing."""
+    return [
+        commands.actor_name(one.index, actor["task"])
+        for one in statuses
+        for actor in (one.status["actors"] if one.status else [])
+        if actor["state"] == "gone"
+    ]
+
+
 def _of(run: Plan, index: int, status: dict | None) -> SetStatus:
     worker_set = run.sets[index]
     actors = tuple((task, actor.ip) for task, actor in enumerate(worker_set.actors))
-    return SetStatus(index, worker_set.learner.address, status, actors)
+    length = run.config.unroll_length
+    return SetStatus(index, worker_set.learner.address, status, actors, length)

@@ -27,6 +27,7 @@ _HISTORY = 120  # returns that the sparkline shows at most
 _PLAIN_SECS = 10.0  # between blocks where there is no terminal
 _SPARE_LINES = 1  # below the view, for the last words
 _NAME_WIDTH = 6  # what names of hosts are cut down to at most, for the numbers' sake
+_TROUBLE = ("not connected", "gone", "no answer", "stalled", "silent")
 _BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -209,7 +210,7 @@ def _cells(rows: Sequence[Sequence[str]], width: int) -> "Table":
         table.add_column(name, no_wrap=True, overflow="ellipsis", max_width=wide)
     for row in rows[1:]:
         state = row[-1]
-        troubled = "not connected" in state or "gone" in state or "no answer" in state
+        troubled = any(word in state for word in _TROUBLE)
         # As Text: a str would be read as markup, and names are what other hosts say.
         table.add_row(*map(Text, row), style="red" if troubled else None)
     return table
@@ -218,9 +219,11 @@ def _cells(rows: Sequence[Sequence[str]], width: int) -> "Table":
 def _that_fit(sets: Sequence[SetStatus], room: int) -> tuple[list[Sequence[str]], str]:
     """Rows of so many actors, the troubled ones first, and words on the others."""
     states: dict[tuple[int, int], str] = {}
+    lengths = {one.index: one.unroll_length for one in sets}
     for index, task, _, actor in status.actors_of(sets):
-        states[index, task] = "not connected" if actor is None else actor["state"]
-    ranks = {"not connected": 0, "gone": 1}
+        state = "not connected" if actor is None else status.actor_state(actor, lengths[index])
+        states[index, task] = state.split(" for ")[0]
+    ranks = {"not connected": 0, "gone": 1, "silent": 1}
     order = sorted(states, key=lambda key: (ranks.get(states[key], 2), key))
     if len(order) <= room:
         return status.actor_rows(sets, order), ""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,12 @@ from frontend.tables import table as lines_of
 
 _SLOW = 5.0  # times slower than its set's median is worth a warning
 _MAX_NAMED = 8
+# A learner's figures come at intervals; older than so many of them, they tell of the past.
+_OLD_INTERVALS = 3.0
+_BUSY_SECS = 60.0  # they may be older where a learner has work of its own, such as a checkpoint
+_STILL_SECS = 30.0  # that learners may take over something together before there are figures
+# An actor speaks with each unroll: a silence of so many unrolls and so long is worth a word.
+_SILENT_UNROLLS, _SILENT_SECS = 3.0, 10.0
 _LEARNER_COLUMNS = ("frames", "frames/s", "updates/s", "loss", "lag", "queue", "shares", "state")
 
 
@@ -22,6 +29,18 @@ class SetStatus:
     address: str  # the learner's ip:port
     status: Mapping[str, Any] | None  # EndpointServer.status(); None without an answer
     actors: tuple[tuple[int, str], ...]  # expected: (task, host) of each
+    unroll_length: int = 0  # T; 0 where it is not known
+
+    @property
+    def stalled_secs(self) -> float:
+        """How long the learner has stood still, by its own clock; 0 while it goes on."""
+        status = self.status or {}
+        still = status.get("still_secs", 0.0)
+        if "frames" not in status:
+            return still if still > _STILL_SECS else 0.0
+        age = status.get("figures_age_secs", 0.0)
+        may = _OLD_INTERVALS * status.get("interval_secs", math.inf)
+        return age if age > (may if still else max(may, _BUSY_SECS)) else 0.0
 
     @property
     def connected(self) -> list[Mapping[str, Any]]:
@@ -40,7 +59,8 @@ def table(sets: Sequence[SetStatus]) -> str:
 
 def as_json(sets: Sequence[SetStatus]) -> str:
     """The same for programs: a list, an object for each worker set."""
-    return json.dumps([dataclasses.asdict(one) for one in sets], indent=1)
+    told = [{**dataclasses.asdict(one), "stalled_secs": one.stalled_secs} for one in sets]
+    return json.dumps(told, indent=1)
 
 
 def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
@@ -65,8 +85,9 @@ def learner_rows(sets: Sequence[SetStatus]) -> list[Sequence[str]]:
                 printable(status["host"]),
                 one.address,
                 short(status.get("frames")),
-                short(status.get("frames_per_sec")),
-                _decimal(status.get("updates_per_sec")),
+                # What was so before it stood still is not so now.
+                "-" if one.stalled_secs else short(status.get("frames_per_sec")),
+                "-" if one.stalled_secs else _decimal(status.get("updates_per_sec")),
                 _decimal(status.get("total_loss")),
                 _decimal(status.get("policy_lag")),
                 str(status.get("queue_batches", "-")),
@@ -89,6 +110,11 @@ def learner_state(one: SetStatus) -> str:
     """What a learner is at, in words."""
     if one.status is None:
         return "no answer"
+    phase, secs = one.status.get("phase"), one.status.get("phase_secs", 0.0)
+    if one.stalled_secs:
+        return f"stalled for {duration(one.stalled_secs)}" + (f" ({phase})" if phase else "")
+    if phase and secs > _STILL_SECS:
+        return f"{phase} for {duration(secs)}"
     if "frames" not in one.status:
         return "starting"
     waits = one.status.get("batch_wait_share") or 0.0
@@ -102,6 +128,7 @@ def actor_rows(
     """A row for each actor that is expected, below a heading; ``only`` some, by (set, task)."""
     heading = ("actor", "host", "envs", "steps/s", "episodes", "waits", "lag", "weights", "seen")
     rows: list[Sequence[str]] = [(*heading, "state")]
+    unroll_lengths = {one.index: one.unroll_length for one in sets}
     for index, task, host, actor in actors_of(sets):
         if only is not None and (index, task) not in only:
             continue
@@ -121,10 +148,19 @@ def actor_rows(
                 _plain(actor.get("lag")),
                 _seconds(actor.get("weights_age_secs")),
                 _seconds(actor["last_seen_secs"]),
-                f"{actor['state']}{via}",
+                f"{actor_state(actor, unroll_lengths[index])}{via}",
             )
         )
     return rows
+
+
+def actor_state(actor: Mapping[str, Any], unroll_length: int) -> str:
+    """What an actor is at, in words: one that acts speaks with each of its unrolls."""
+    silent, rate = actor["last_seen_secs"], actor["steps_per_sec"]
+    unroll_secs = actor["num_envs"] * unroll_length / rate if rate else 0.0
+    if actor["state"] == "acting" and silent > max(_SILENT_SECS, _SILENT_UNROLLS * unroll_secs):
+        return f"silent for {silent:.0f} s"
+    return actor["state"]
 
 
 def actors_of(
@@ -139,24 +175,28 @@ def actors_of(
 
 def summary(sets: Sequence[SetStatus]) -> str:
     """The whole run in a line, and where it is bound."""
-    first = next((one.status for one in sets if one.status and "frames" in one.status), {})
+    told = [one for one in sets if one.status and "frames" in one.status]
+    first: Mapping[str, Any] = told[0].status or {} if told else {}
+    stalled = told[0].stalled_secs if told else 0.0
     here = sum(len(one.connected) for one in sets)
     expected = sum(len(one.actors) for one in sets)
     total = first.get("total_environment_frames")
     share = f" of {short(total)} ({first['frames'] / total:.1%})" if total else ""
     parts = [
         f"frames {short(first.get('frames'))}{share}",
-        f"{short(first.get('frames_per_sec'))} frames/s",
+        f"stalled for {duration(stalled)}"
+        if stalled
+        else f"{short(first.get('frames_per_sec'))} frames/s",
         f"actors {here} of {expected}",
     ]
     raw = first.get("episode_raw_return", first.get("episode_return"))
     if raw is not None:
         parts.append(f"return {raw:.1f} (last {first.get('games_in_mean', '?')} games)")
-    if total and first.get("frames_per_sec"):
+    if total and first.get("frames_per_sec") and not stalled:
         left = (total - first["frames"]) / first["frames_per_sec"]
         parts.append(f"left {duration(left)}")
     line = "   ".join(parts)
-    return f"{line}\n{first['bound']}" if first.get("bound") else line
+    return f"{line}\n{first['bound']}" if first.get("bound") and not stalled else line
 
 
 def problems(sets: Sequence[SetStatus]) -> list[str]:
@@ -164,6 +204,7 @@ def problems(sets: Sequence[SetStatus]) -> list[str]:
     words = [
         f"learner {one.index} at {one.address} does not answer" for one in sets if not one.status
     ]
+    words += [_standing(one) for one in sets if one.stalled_secs]
     missing = [
         actor_name(index, task)
         for index, task, _, actor in actors_of([one for one in sets if one.status])
@@ -171,6 +212,14 @@ def problems(sets: Sequence[SetStatus]) -> list[str]:
     ]
     if missing:
         words.append(f"{len(missing)} actor(s) not connected: {_named(missing)}")
+    silent = [
+        actor_name(one.index, actor["task"])
+        for one in sets
+        for actor in one.connected
+        if actor_state(actor, one.unroll_length).startswith("silent")
+    ]
+    if silent:
+        words.append(f"{len(silent)} actor(s) silent for longer than usual: {_named(silent)}")
     for one in sets:
         status = one.status
         if status is None:
@@ -217,6 +266,14 @@ def duration(secs: float) -> str:
 def printable(words: str) -> str:
     """What another host said, without what a terminal would take for a command."""
     return "".join(char if char.isprintable() else "?" for char in words)
+
+
+def _standing(one: SetStatus) -> str:
+    status = one.status or {}
+    words = f"learner {one.index} has stood still for {duration(one.stalled_secs)}"
+    words += f", {status['phase']}" if status.get("phase") else ""
+    silent = [f"learner {rank}" for rank in status.get("silent_learners", ())]
+    return words + (f"; it hears nothing of {_named(silent)}" if silent else "")
 
 
 def _slow(one: SetStatus) -> list[str]:

@@ -19,6 +19,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -117,7 +118,8 @@ class EndpointServer:
         self._episodes: collections.deque[tuple[int, EpisodeResult]] = collections.deque(
             maxlen=100_000
         )
-        self.learner_status: dict[str, Any] = {}  # replaced whole by the learner
+        self.learner_status = {}
+        self.standing: Callable[[], dict[str, Any]] = dict  # more of the learner, as it is now
         self.error: BaseException | None = None
 
         self._context = zmq.Context()
@@ -180,6 +182,15 @@ class EndpointServer:
         return [self._episodes.popleft() for _ in range(len(self._episodes))]
 
     @property
+    def learner_status(self) -> dict[str, Any]:
+        """The learner's figures; replaced whole by it."""
+        return self._learner_status
+
+    @learner_status.setter
+    def learner_status(self, figures: dict[str, Any]) -> None:
+        self._learner_status, self._figured = figures, time.monotonic()
+
+    @property
     def num_connected(self) -> int:
         """Actors heard of lately."""
         return sum(peer.present for peer in list(self._by_task.values()))
@@ -197,6 +208,9 @@ class EndpointServer:
         newest = self._version
         return {
             **self.learner_status,
+            # By this clock alone: whoever asks may have another.
+            "figures_age_secs": round(time.monotonic() - self._figured, 1),
+            **self.standing(),
             "worker_set": self._worker_set,
             "run_id": self._run_id,
             "host": self._host,

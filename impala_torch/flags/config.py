@@ -203,6 +203,16 @@ class Config:
         low=0,
         affects_learning=False,
     )
+    stall_secs: float = flag(
+        RUN,
+        300.0,
+        "Seconds that learners may stand still, each waiting for the others, before they write the "
+        "stacks of their threads to their logs and end; the supervisor starts them again. What a "
+        "learner does by itself, such as writing a checkpoint, may take ten times as long. 0 = for "
+        "ever.",
+        low=0,
+        affects_learning=False,
+    )
     seed: int = flag(
         RUN,
         1,
@@ -533,7 +543,11 @@ class Config:
         inherited=False,
     )
     save_checkpoint_secs: float = flag(
-        OUTPUT, 600.0, "Seconds between checkpoints; one more is written at the end.", above=0
+        OUTPUT,
+        600.0,
+        "Seconds between checkpoints; the first comes after a minute at most, and one more is "
+        "written at the end.",
+        above=0,
     )
     keep_checkpoints: int = flag(OUTPUT, 3, "Newest checkpoints to keep.", above=0)
     quiet: bool = flag(

@@ -2,14 +2,20 @@
 
 ``Group`` is a group of one and needs neither Horovod nor MPI; ``HorovodGroup`` is what ``mpirun``
 started. Tensors travel over Horovod; control (agreeing, gathering, comparing) over MPI, as JSON.
+
+Neither Horovod nor MPI ever gives up waiting for a rank that is gone. So a group says what it is at
+(``phase``), and ranks can send each other signs of life beside their work (``beat``), for
+``learning.watchdog``.
 """
 
+import contextlib
+import faulthandler
 import json
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +24,27 @@ from impala_torch.flags.errors import UserError
 
 SUM, AVERAGE = "sum", "average"
 _END_SECS = 5.0  # that what a rank has sent may take to arrive when it leaves
-_TAG = 1  # of what ranks send each other, one to one
+_AVERAGING_SECS = 10.0  # what takes longer is a rank that stood still: averaging is not to blame
+_TAG, _BEAT = 1, 2  # of what ranks send each other, one to one: data, signs of life
+
+
+class Phase(NamedTuple):
+    """What a rank is at."""
+
+    words: str
+    awaits: bool = False  # nothing but the other ranks
+    bounded: bool = True  # it has an end, however late
+
+
+STARTING = Phase("starting")
+WAITING = Phase("waiting for data")
+LEARNING = Phase("learning from a batch")
+SAVING = Phase("writing a checkpoint")
+ENDING = Phase("ending", bounded=False)  # a last evaluation may take any time
+JOINING = Phase("joining the others", awaits=True)
+AGREEING = Phase("agreeing with the others", awaits=True)
+AVERAGING = Phase("averaging gradients", awaits=True)
+LEAVING = Phase("leaving the others", awaits=True)
 
 
 class Group:
@@ -29,6 +55,27 @@ class Group:
     size = 1
     local_rank = 0
     local_size = 1
+
+    phase = STARTING
+    marks = 0  # how often the phase was entered or left: it goes on where this does
+
+    @contextlib.contextmanager
+    def at(self, phase: Phase) -> Iterator[None]:
+        """Says that the rank is at ``phase`` within the block, and afterwards at what it was."""
+        before, self.phase = self.phase, phase
+        self.marks += 1
+        try:
+            yield
+        finally:
+            self.phase = before
+            self.marks += 1
+
+    def beat(self, data: bytes) -> None:
+        """Sends all other ranks a sign of life; does not wait. Of one thread, with ``heard``."""
+
+    def heard(self) -> dict[int, bytes]:
+        """The newest sign of life of each rank that sent one since the last call."""
+        return {}
 
     def tell(self, words: Sequence[int]) -> np.ndarray:
         """All ranks' words, [ranks, words] int64. All ranks call it at the same point."""
@@ -135,6 +182,7 @@ class HorovodGroup(Group):
         self._hvd, self._mpi = hvd, MPI
         # Ours alone: what we send must not mix with Horovod's own messages.
         self._comm = MPI.COMM_WORLD.Dup()
+        self._beats: dict[int, tuple[Any, np.ndarray]] = {}  # that are being sent, by rank
         hvd.init()
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
@@ -144,17 +192,19 @@ class HorovodGroup(Group):
     def tell(self, words: Sequence[int]) -> np.ndarray:
         mine = np.array(words, np.int64)
         everyone = np.empty((self.size, mine.size), np.int64)
-        self._wait(self._comm.Iallgather(mine, everyone))
+        with self.at(AGREEING):
+            self._wait(self._comm.Iallgather(mine, everyone))
         return everyone
 
     def gather(self, value: Any) -> list[Any]:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         sizes = np.empty(self.size, np.int64)
-        self._wait(self._comm.Iallgather(np.array([mine.size], np.int64), sizes))
-        everything = np.empty(int(sizes.sum()), np.uint8)
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        receive = [everything, (sizes.tolist(), starts.tolist()), self._mpi.BYTE]
-        self._wait(self._comm.Iallgatherv([mine, self._mpi.BYTE], receive))
+        with self.at(AGREEING):
+            self._wait(self._comm.Iallgather(np.array([mine.size], np.int64), sizes))
+            everything = np.empty(int(sizes.sum()), np.uint8)
+            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            receive = [everything, (sizes.tolist(), starts.tolist()), self._mpi.BYTE]
+            self._wait(self._comm.Iallgatherv([mine, self._mpi.BYTE], receive))
         return [
             json.loads(everything[start : start + size].tobytes())
             for start, size in zip(starts, sizes, strict=True)
@@ -179,6 +229,24 @@ class HorovodGroup(Group):
             return None
         del self._receiving[rank]
         return data.tobytes()
+
+    def beat(self, data: bytes) -> None:
+        for rank in range(self.size):
+            sending = self._beats.get(rank)
+            # To one that takes none, one is on its way and no more.
+            if rank != self.rank and (sending is None or sending[0].Test()):
+                buffer = np.frombuffer(data, np.uint8)
+                request = self._comm.Isend([buffer, self._mpi.BYTE], rank, _BEAT)
+                self._beats[rank] = (request, buffer)
+
+    def heard(self) -> dict[int, bytes]:
+        newest = {}
+        status = self._mpi.Status()
+        while (message := self._comm.Improbe(self._mpi.ANY_SOURCE, _BEAT, status)) is not None:
+            data = np.empty(status.Get_count(self._mpi.BYTE), np.uint8)
+            message.Recv([data, self._mpi.BYTE])  # so small a message is here as a whole
+            newest[status.Get_source()] = data.tobytes()
+        return newest
 
     def check_same(self, facts: Mapping[str, Any]) -> None:
         everyone = self.gather(dict(facts))
@@ -228,11 +296,13 @@ class HorovodGroup(Group):
             self._hvd.broadcast_async_(tensor, root_rank=0, name=f"broadcast.{index}")
             for index, tensor in enumerate(tensors)
         ]
-        for handle in handles:
-            self._hvd.synchronize(handle)
+        with self.at(AGREEING):
+            for handle in handles:
+                self._hvd.synchronize(handle)
 
     def average(self, tensor: torch.Tensor) -> None:
-        self._hvd.allreduce_(tensor, name="average", op=self._hvd.Average)
+        with self.at(AVERAGING):
+            self._hvd.allreduce_(tensor, name="average", op=self._hvd.Average)
 
     def step(
         self,
@@ -243,8 +313,9 @@ class HorovodGroup(Group):
         if parameters[0].is_cuda:  # else the rest of backward would count as averaging
             torch.cuda.current_stream().synchronize()
         started = time.perf_counter()
-        optimizer.synchronize()  # type: ignore[attr-defined]
-        self.allreduce_secs += time.perf_counter() - started
+        with self.at(AVERAGING):
+            optimizer.synchronize()  # type: ignore[attr-defined]
+        self.allreduce_secs += min(time.perf_counter() - started, _AVERAGING_SECS)
         norm = self._clipped(parameters, max_norm)
         if math.isfinite(norm):
             with optimizer.skip_synchronize():  # type: ignore[attr-defined]
@@ -257,7 +328,8 @@ class HorovodGroup(Group):
             if time.monotonic() > deadline:
                 break
             time.sleep(1e-3)
-        self._hvd.shutdown()
+        with self.at(LEAVING):
+            self._hvd.shutdown()
 
     def abort(self, code: int) -> None:
         self._comm.Abort(code)
@@ -289,11 +361,22 @@ class _Half:
         return tensor.to(dtype) * self._after
 
 
-def join() -> Group:
+def join(stall_secs: float = 0.0) -> Group:
     """The group that this process was started in: of one, unless ``mpirun`` started several.
+
+    Args:
+      stall_secs: how long the other ranks may take to come; the process ends with the stacks of its
+        threads where they take longer. 0 = any time.
 
     Raises:
       UserError: there are several and Horovod is not installed.
     """
     size = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
-    return HorovodGroup() if size > 1 else Group()
+    if size == 1:
+        return Group()
+    if stall_secs:  # MPI's own start lets no other thread of Python's run
+        faulthandler.dump_traceback_later(stall_secs, exit=True)
+    try:
+        return HorovodGroup()
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _BOUND_SECS = 10.0  # between words on where the run is bound
 _SAVE_AGAIN_SECS = 60.0  # after a checkpoint that could not be written
+_FIRST_SAVE_SECS = 60.0  # a run that dies early should not have to begin anew
 
 
 class Progress:
@@ -60,7 +61,8 @@ class Progress:
             )
         now = time.monotonic()
         self._written = self._told_bound = now
-        self._save_at = now + config.save_checkpoint_secs
+        self._save_at = now + min(_FIRST_SAVE_SECS, config.save_checkpoint_secs)
+        self._saved_frames = state.frames
         self._unsaved = ""  # why the last checkpoint could not be written
         self._frames, self._updates = state.frames, state.updates
         self._allreduce = group.allreduce_secs
@@ -82,7 +84,7 @@ class Progress:
         now, config = time.monotonic(), self._config
         return (
             int(now - self._written >= config.progress_secs),
-            int(now >= self._save_at),
+            int(now >= self._save_at and self._state.frames > self._saved_frames),
         )
 
     def save(self) -> bool:
@@ -100,6 +102,8 @@ class Progress:
                 secs = min(secs, _SAVE_AGAIN_SECS)
                 self._unsaved = f"no checkpoint can be written to {self._logdir}: {why(error)}"
                 log.error("%s; the one before stays, and it is tried again", self._unsaved)
+        if not self._unsaved:
+            self._saved_frames = self._state.frames
         self._save_at = time.monotonic() + secs
         return not self._unsaved
 
@@ -157,6 +161,7 @@ class Progress:
             "unwritten": self._unwritten(),
             "total_environment_frames": self._config.total_environment_frames,
             "time": round(time.time(), 1),
+            "interval_secs": round(max(secs, self._config.progress_secs), 1),
         }
         self._written = now
         self._frames, self._updates = self._state.frames, self._state.updates

@@ -26,6 +26,8 @@ LOCK = "run.lock"
 _LOCK_SECS = 5.0  # that a run before this one may take to end, as when it is started again
 _held: dict[pathlib.Path, IO[str]] = {}  # locks of this process, until it ends
 
+_GIT_SECS = 20.0  # that git may take to say what the program is
+
 
 def prepare(config: Config) -> pathlib.Path:
     """Makes the run's directory, with ``config.json``; ``logs/latest`` points to it if it is one
@@ -115,10 +117,13 @@ def _lock(logdir: pathlib.Path) -> None:
 def _git_commit() -> str:
     """Of this program's checkout, with a + where files were changed; empty if it is none."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+
+    def ask(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([*git, *words], capture_output=True, text=True, timeout=_GIT_SECS)
+
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except FileNotFoundError:
+        commit, changed = ask("rev-parse", "HEAD"), ask("status", "--porcelain")
+    except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     if commit.returncode:
         return ""

@@ -188,4 +188,4 @@ def test_what_a_run_does_not_take_over_or_does_not_learn_by():
     assert not_inherited == {"config", "key_file", "logdir"}
     beside = set(having(affects_learning=False)) - set(config.PER_PROCESS)
     beside -= {*having(group=config.OUTPUT), *having(group=config.WANDB)}
-    assert beside == {"env_timeout", "key_file", "learner_timeout"}
+    assert beside == {"env_timeout", "key_file", "learner_timeout", "stall_secs"}

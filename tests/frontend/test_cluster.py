@@ -396,6 +396,34 @@ def test_a_learner_host_that_is_lost_is_noticed_and_the_run_goes_on_when_it_is_b
     assert_nothing_is_left(user)
 
 
+def test_learners_that_lose_each_other_alone_end_and_go_on_when_they_are_back(user_of):
+    """Neither mpirun, which reaches both, nor Horovod notices that."""
+    user = user_of("l1", "l2", "a1")
+    cluster = user.cluster
+    user.write(
+        *(f"learner,{cluster[name].ip},8001,,,," for name in ("l1", "l2")),
+        *(f"actor,{cluster['a1'].ip},{9001 + n},,,," for n in range(2)),
+    )
+    user.start(*CARTPOLE, "--save_checkpoint_secs=2", "--stall_secs=20")
+    wait_until(lambda: list(user.logdir.glob("checkpoint-*.pt")), 30)
+    cluster["l1"].part_from(cluster["l2"])
+    cluster["l2"].part_from(cluster["l1"])
+    wait_until(lambda: "stood still" in user.call("--action=status", code=None), 90, user.story)
+    assert user.call("--action=status", code=1).count("stalled for") >= 2
+    ended = "the learners stood still and ended (exit code 5): starting them again"
+    wait_until(lambda: ended in user.log(), 120, user.story)
+    for one, other in ((0, 1), (1, 0)):
+        assert re.search(rf"learner {one} has been .*: learner {other} does not answer", user.log())
+    cluster["l1"].meet(cluster["l2"])
+    cluster["l2"].meet(cluster["l1"])
+    # What is started meanwhile waits for ever in MPI's start, or until it is ended for that.
+    wait_until(lambda: "going on from" in user.log(), 180, user.story)
+    wait_until(lambda: len(user.actors()) == 2, 90, user.story)
+    assert user.call("--action=status", code=0)
+    user.call("--action=stop")
+    assert_nothing_is_left(user)
+
+
 def test_a_bare_host_gets_the_project(user_of):
     user = user_of("a1")
     cluster = user.cluster

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import threading
+import time
 
 import pytest
 
@@ -144,14 +145,33 @@ class Run:
         path = self.logdir / "workers" / f"{name}.log"
         return path.read_text() if path.exists() else ""
 
-    def kill_learner(self):
-        """Kills a learner as a crash would."""
+    def pids(self, *flags):
+        """Processes of this run's with these flags."""
+        found = []
         for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
-            words = path.read_bytes().split(b"\0") if path.exists() else []
-            mine = f"--logdir={self.logdir}".encode() in words
-            if mine and b"--job_name=learner" in words and words[0].endswith(b"python"):
-                os.kill(int(path.parent.name), signal.SIGKILL)
-                return
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().decode(errors="replace").split("\0")
+                mine = words[0].endswith("python") and f"--logdir={self.logdir}" in words
+                if mine and set(flags) <= set(words):
+                    found.append(int(path.parent.name))
+        return found
+
+    def kill_learner(self, number=signal.SIGKILL, *flags):
+        """Kills a learner as a crash would, or sends it another signal."""
+        pid = self.pids("--job_name=learner", *flags)[0]
+        os.kill(pid, number)
+        return pid
+
+    def state(self):
+        """What --action=status says, whatever its exit code."""
+        done = self._run_python("run_experiment_mm_raw.py", "--action=status", env=self.env)
+        return done.returncode, done.stdout
+
+
+def has_ended(pid):
+    """Whether a process is gone; one that nobody has reaped yet is."""
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 @pytest.fixture
@@ -282,6 +302,65 @@ def test_learners_that_die_are_started_again_so_often_and_no_more(make_run):
     wait_until(lambda: run.windows() == ["learners"])  # it stays, to be read
     wait_until(lambda: not processes_with("job_name=actor"))
     assert frames_of(run.logdir) > 0
+
+
+def test_a_frozen_learner_is_told_and_the_group_started_again(make_run):
+    run = make_run(learners=2)
+    run.begin("--stall_secs=12", "--save_checkpoint_secs=1")
+    wait_until(lambda: list(run.logdir.glob("checkpoint-[1-9]*.pt")))
+    frozen = run.kill_learner(signal.SIGSTOP, "--task=1")
+    wait_until(lambda: "learner 1 does not answer" in run.log())
+    code, said = run.state()
+    assert code == 1
+    assert re.search(r"learner 0 has stood still for .*; it hears nothing of learner 1", said)
+    assert "stalled for 0:00:" in said
+    assert "warning: learner 1 at " in said
+    wait_until(lambda: "the learners stood still and ended (exit code 5): starting" in run.log())
+    assert "it ends with exit code 5 (--stall_secs=12). Its threads:" in run.log()
+    assert "in synchronize" in run.log() or "in _wait" in run.log()
+    wait_until(lambda: "going on from" in run.log(), 90)
+    assert has_ended(frozen)
+    wait_until(lambda: run.state()[0] == 0)
+    # And while they are frozen they can be stopped.
+    run.kill_learner(signal.SIGSTOP, "--task=0")
+    begun = time.monotonic()
+    run.call("--action=stop")
+    assert time.monotonic() - begun < 100
+    assert run.windows() == []
+    wait_until(lambda: not run.processes())
+
+
+def test_a_learner_alone_that_is_frozen_is_started_again(make_run):
+    run = make_run()
+    run.begin("--stall_secs=5", "--start_timeout=60", "--save_checkpoint_secs=1000")
+    frozen = run.kill_learner(signal.SIGSTOP)
+    wait_until(lambda: "no learner has answered for 65 s: ending them" in run.log(), 150)
+    wait_until(lambda: "starting them again from the " in run.log(), 90)
+    wait_until(lambda: run.pids("--job_name=learner") not in ([], [frozen]), 60)
+    wait_until(lambda: has_frames(run.logdir))
+    run.call("--action=stop")
+    wait_until(lambda: not run.processes())
+
+
+def test_an_actor_that_hangs_is_ended_and_started_again(make_run):
+    run = make_run()
+    run.begin("--heal_secs=5")
+    (hung,) = run.pids("--job_name=actor", "--task=1")
+    wait_until(lambda: has_frames(run.logdir))
+    os.kill(hung, signal.SIGSTOP)
+    wait_until(lambda: re.search(r" silent for \d+ s", run.state()[1]), 60)
+    wait_until(lambda: "actor-0-1: running, but not heard of: ending" in run.log(), 120)
+    wait_until(lambda: "started again actor-0-1" in run.log(), 60)
+    wait_until(lambda: run.pids("--job_name=actor", "--task=1") not in ([], [hung]), 60)
+    assert has_ended(hung)
+    wait_until(lambda: "not connected" not in run.state()[1], 60)
+    (hung,) = run.pids("--job_name=actor", "--task=0")
+    os.kill(hung, signal.SIGSTOP)
+    wait_until(lambda: " gone" in run.state()[1], 120)
+    assert "actor-0-0" in run.call("--action=heal")  # at once, where somebody asks for it
+    assert has_ended(hung)
+    run.call("--action=stop")
+    wait_until(lambda: not run.processes())
 
 
 def test_ending_the_session_leaves_no_process(make_run):

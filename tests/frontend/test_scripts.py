@@ -19,6 +19,7 @@ from frontend.commands import Place
 from frontend.hosts import hosts, sync
 from frontend.hosts.hosts import HostSpec
 from frontend.hosts.tmux import Session, WindowState
+from impala_torch.flags import exit_codes
 from tests.conftest import ROOT
 
 FILES = sorted(scripts.HERE.glob("*.sh"))
@@ -278,6 +279,23 @@ def test_after_a_long_run_the_pause_is_short_again(call, home):
     assert pauses(log)[3] == 1
     done, log = keep_going(call, home, f"{COUNT} [ $n = 10 ] || exit 1")
     assert pauses(log)[-3:] == [1, 2, 4]
+
+
+def test_what_fails_at_once_again_and_again_is_given_up(call, home):
+    done, log = keep_going(call, home, f"{COUNT} exit 7")
+    assert done.returncode == exit_codes.GIVEN_UP
+    assert log.count("start ") == 20
+    assert log.splitlines()[-1] == (
+        "[keep going] exit code 7; given up: it failed 20 times in a row in less than 60 s each; "
+        "--action=heal tries again"
+    )
+
+
+def test_what_ran_for_long_in_between_is_not_given_up(call, home):
+    program = f"{COUNT} case $n in 2|4) sleep 2.1;; 6) exit 0;; esac; exit 1"
+    few = {"KEEP_GOING_LONG_SECS": "1", "KEEP_GOING_TRIES": "3"}
+    done, log = keep_going(call, home, program, env=few)
+    assert done.returncode == 0, log
 
 
 def test_ctrl_c_lets_the_command_end_and_is_the_end(begin, home):

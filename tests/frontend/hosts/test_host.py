@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -88,6 +89,49 @@ def test_what_ignores_its_terminals_end_is_ended_by_its_id(home, monkeypatch):
     time.sleep(0.2)
     stat = pathlib.Path(f"/proc/{int(pid.read_text())}/stat")
     assert not stat.exists() or " Z " in stat.read_text()
+
+
+def test_what_runs_in_vain_is_ended_and_started_again(home, monkeypatch):
+    monkeypatch.setattr("frontend.hosts.tmux._END_SECS", 0.5)
+    pids = home / "pids"
+    script = f"trap '' HUP TERM INT; echo $$ >> {pids}; kill -STOP $$"
+    windows = [["hung", ["bash", "-c", script]], ["well", ["sleep", "600"]]]
+
+    def started(count):
+        deadline = time.monotonic() + 20
+        while len(lines := pids.read_text().split() if pids.exists() else []) < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return int(lines[-1])
+
+    start(*windows)
+    first = started(1)
+    both = {**request("start", files={}, cwd="~", windows=windows), "hung": ["hung", "none"]}
+    assert host.handle(both) == {"started": ["hung"]}
+    assert started(2) != first
+    stat = pathlib.Path(f"/proc/{first}/stat")
+    assert not stat.exists() or " Z " in stat.read_text()
+    # Also where it is the last window, with which its session goes.
+    Session("impala").kill_windows(["well"])
+    assert host.handle({**both, "windows": windows[:1]}) == {"started": ["hung"]}
+    assert started(3)
+    assert Session("impala").owner() == RUN
+    host.handle(request("end"))
+
+
+@pytest.mark.slow
+def test_a_tmux_that_hangs_is_not_waited_for(home, monkeypatch):
+    monkeypatch.setattr("frontend.hosts.tmux._TMUX_SECS", 1.0)
+    start(["one", ["sleep", "600"]])
+    argv = ["tmux", "display-message", "-p", "#{pid}"]
+    server = int(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)
+    os.kill(server, signal.SIGSTOP)
+    try:
+        with pytest.raises(UserError, match="tmux did not answer 'list-panes' within 1 s"):
+            Session("impala").windows()
+    finally:
+        os.kill(server, signal.SIGCONT)
+    host.handle(request("end"))
 
 
 def test_what_runs_left_long_ago_goes_with_the_next_one(home):

@@ -1,6 +1,8 @@
 """What --action=status prints, of real endpoints and of many made-up actors."""
 
+import dataclasses
 import json
+import time
 
 import pytest
 
@@ -101,7 +103,16 @@ def test_a_real_endpoints_status(free_port):
     assert "not connected" in next(line for line in text.splitlines() if "actor-0-0" in line)
     assert " acting" in next(line for line in text.splitlines() if "actor-0-1" in line)
     assert "1 actor(s) not connected: actor-0-0" in text
-    (read,) = json.loads(status.as_json(sets))
+    learner.server.learner_status = {"frames": 1, "interval_secs": 0.1}
+    time.sleep(0.5)
+    (aged,) = [dataclasses.replace(sets[0], status=ask_status(learner.address))]
+    assert aged.status["figures_age_secs"] >= 0.4
+    assert aged.stalled_secs == 0  # somebody may be busy
+    learner.server.standing = lambda: {"phase": "averaging gradients", "still_secs": 0.4}
+    aged = dataclasses.replace(sets[0], status=ask_status(learner.address))
+    assert "stalled for 0:00:00 (averaging gradients)" in status.table([aged])
+    (read,) = json.loads(status.as_json([aged]))
+    assert read["stalled_secs"] == aged.stalled_secs > 0
     assert read["address"] == learner.address
     assert [one["task"] for one in read["status"]["actors"]] == [1]
     client.close()
@@ -152,6 +163,70 @@ def test_what_other_hosts_say_commands_no_terminal():
 )
 def test_times_left(secs, text):
     assert status.duration(secs) == text
+
+
+OLD = {"figures_age_secs": 1320.0, "interval_secs": 5.0, "phase": "averaging gradients"}
+STILL = {**OLD, "phase_secs": 1316.0, "still_secs": 1305.0, "silent_learners": [1]}
+
+
+def test_a_learner_that_stands_still_is_not_training():
+    one = made(**STILL)
+    assert one.stalled_secs == 1320
+    assert status.learner_state(one) == "stalled for 0:22:00 (averaging gradients)"
+    text = status.table([one])
+    assert "   stalled for 0:22:00   actors 3 of 3" in text
+    for word in ("12.3K", "balanced", "   left"):  # of 22 minutes ago
+        assert word not in text
+    (said,) = status.problems([one])
+    assert said == (
+        "learner 0 has stood still for 0:22:00, averaging gradients; it hears nothing of learner 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "state"),
+    [
+        ({"figures_age_secs": 14.0, "interval_secs": 5.0, "still_secs": 4.0}, "training"),
+        ({"figures_age_secs": 170.0, "interval_secs": 60.0}, "training"),  # updates are slow
+        # Somebody writes a checkpoint.
+        ({**OLD, "figures_age_secs": 50.0, "phase_secs": 45.0}, "averaging gradients for 0:00:45"),
+        ({**OLD, "figures_age_secs": 61.0}, "stalled for 0:01:01 (averaging gradients)"),
+        ({**OLD, "figures_age_secs": 16.0, "still_secs": 2.0}, "stalled for 0:00:16 (averag"),
+    ],
+)
+def test_old_figures_are_old_by_the_learners_own_intervals(changes, state):
+    assert status.learner_state(made(**changes)).startswith(state)
+
+
+def test_learners_may_stand_still_before_there_are_figures():
+    one = made(phase="agreeing with the others", phase_secs=40.0, still_secs=40.0)
+    status_of = {name: value for name, value in one.status.items() if name != "frames"}
+    one = dataclasses.replace(one, status=status_of)
+    assert status.learner_state(one) == "stalled for 0:00:40 (agreeing with the others)"
+    one = dataclasses.replace(one, status={**status_of, "phase_secs": 20.0, "still_secs": 20.0})
+    assert status.learner_state(one) == "starting"
+
+
+@pytest.mark.parametrize(
+    ("changes", "length", "state"),
+    [
+        ({"last_seen_secs": 15.0}, 20, "silent for 15 s"),
+        ({"last_seen_secs": 9.0}, 20, "acting"),
+        ({"last_seen_secs": 15.0, "steps_per_sec": 64.0}, 20, "acting"),  # an unroll in 5 s
+        ({"last_seen_secs": 16.0, "steps_per_sec": 64.0}, 20, "silent for 16 s"),
+        ({"last_seen_secs": 30.0, "steps_per_sec": 0.0}, 20, "silent for 30 s"),
+        ({"last_seen_secs": 30.0, "state": "waiting"}, 20, "waiting"),  # for credit: its turn
+        ({"last_seen_secs": 70.0, "state": "gone"}, 20, "gone"),
+    ],
+)
+def test_an_actor_that_has_fallen_silent_is_told_before_it_is_gone(changes, length, state):
+    one = dataclasses.replace(made(actors=[actor(0, **changes)], count=1), unroll_length=length)
+    assert status.actor_state(one.status["actors"][0], length) == state
+    assert state in status.table([one])
+    silent = ["1 actor(s) silent for longer than usual: actor-0-0"]
+    assert status.problems([one]) == (silent if state.startswith("silent") else []) or (
+        state == "gone"
+    )
 
 
 def test_states_of_a_learner():

@@ -101,7 +101,7 @@ def test_many_actors_share_a_connection_and_each_versions_weights(host):
     host.relay()
     clients = [host.client(task) for task in range(4)]
     for client in clients:
-        assert client.connect() == (SET, "run", [["w", [10]]])
+        assert client.connect()[:3] == (SET, "run", [["w", [10]]])
         assert pulled(client, -1) is None  # nothing published yet
     for version in (5, 6):
         learner.server.publish(version, flat(version))

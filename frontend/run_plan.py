@@ -51,6 +51,7 @@ class Plan:
     learners: tuple[str, ...]  # the command of all learners
     mpi: Mpi
     preflight: tuple[str, ...]  # the command that checks what needs torch
+    keyed: bool  # whether endpoints need keys
     job: slurm.Allocation | None = None  # where Slurm is to start the workers
 
     @property
@@ -149,9 +150,12 @@ def plan(
             specs[worker] = spec_of(worker, here, options.remote_workdir, options.remote_python)
         if job is None:
             _check_addresses(worker_set, specs, options.workers_csv_path)
+    keyed = bool(config.key_file) or not all(is_loopback(one.learner.ip) for one in sets)
     local = spec_of_here(here)
     order = list(dict.fromkeys([local, *specs.values()]))
-    hosts = tuple(_host_plan(spec, sets, specs, config, options, run_id, job) for spec in order)
+    hosts = tuple(
+        _host_plan(spec, sets, specs, config, options, run_id, keyed, job) for spec in order
+    )
     by_spec = {host.spec: host.place for host in hosts}
     mpi = Mpi(
         mpirun=shutil.which("mpirun") or "mpirun",
@@ -171,6 +175,7 @@ def plan(
         learners=tuple(_learners(sets, config, places, mpi, job)),
         mpi=mpi,
         preflight=tuple(commands.preflight(config, by_spec[local])),
+        keyed=keyed,
         job=job,
     )
 
@@ -250,6 +255,7 @@ def _host_plan(
     config: Config,
     options: Options,
     run_id: str,
+    keyed: bool,
     job: slurm.Allocation | None,
 ) -> HostPlan:
     actors = [
@@ -262,7 +268,7 @@ def _host_plan(
     relayed = options.relays == "always" and bool(actors) and job is None
     if options.relays == "auto" and not spec.is_here:
         relayed = max(counts) > 1
-    place = _place(spec, config, run_id, relayed)
+    place = _place(spec, config, run_id, keyed, relayed)
     windows = []
     if relayed:
         served = [worker_set for worker_set, count in zip(sets, counts, strict=True) if count]
@@ -285,7 +291,7 @@ def _host_plan(
     )
 
 
-def _place(spec: HostSpec, config: Config, run_id: str, relayed: bool) -> Place:
+def _place(spec: HostSpec, config: Config, run_id: str, keyed: bool, relayed: bool) -> Place:
     directory = run_dir(run_id)
     relay = f"{directory}/relay" if relayed else ""
     if spec.is_here:
@@ -296,8 +302,8 @@ def _place(spec: HostSpec, config: Config, run_id: str, relayed: bool) -> Place:
             scripts=str(scripts.HERE),
             logs=str(pathlib.Path(config.logdir) / "workers"),
             logdir=config.logdir,
-            learner_key=config.key_file or f"{own}/{LEARNER_KEY}",
-            actor_key=config.key_file or f"{own}/{ACTOR_KEY}",
+            learner_key=config.key_file or (f"{own}/{LEARNER_KEY}" if keyed else ""),
+            actor_key=config.key_file or (f"{own}/{ACTOR_KEY}" if keyed else ""),
             relay=relay,
         )
     logdir = pathlib.Path(config.logdir)
@@ -310,8 +316,8 @@ def _place(spec: HostSpec, config: Config, run_id: str, relayed: bool) -> Place:
         logs=f"{directory}/workers",
         logdir=str(logdir.relative_to(ROOT) if inside else logdir),
         folder=spec.workdir,
-        learner_key=f"{directory}/{LEARNER_KEY}",
-        actor_key=f"{directory}/{ACTOR_KEY}",
+        learner_key=f"{directory}/{LEARNER_KEY}" if keyed else "",
+        actor_key=f"{directory}/{ACTOR_KEY}" if keyed else "",
         relay=relay,
     )
 

@@ -25,7 +25,6 @@ from frontend.watch.welcome import ActorState, StartError, Welcome
 from impala_torch.endpoint import keys as curve
 from impala_torch.flags.errors import UserError
 
-OPERATOR = "frontend"  # the name of the key with which endpoints are asked how they are
 _PREFLIGHT_SECS = 300.0  # that it may take to make the agent and an environment
 
 
@@ -125,6 +124,8 @@ def _check_learners_hosts(run: Plan, failed: Mapping[HostSpec, str]) -> None:
 
 def _make_keys(run: Plan) -> dict[HostSpec, dict[str, str]]:
     """New keys of the run: the files that each host gets. Operator's and all hosts' lie here."""
+    if not run.keyed:
+        return {}
     if run.config.key_file:  # the user's own, for all
         curve.load(run.config.key_file)
         text = pathlib.Path(run.config.key_file).read_text()
@@ -133,10 +134,7 @@ def _make_keys(run: Plan) -> dict[HostSpec, dict[str, str]]:
             for host in run.hosts
             if not host.spec.is_here
         }
-    tasks: dict[str, list[curve.Task]] = {OPERATOR: []}
-    for host in run.hosts:
-        tasks.setdefault(host.spec.name, []).extend(host.actors)
-    learner, others = curve.make_for_run(tasks)
+    learner, others = curve.make_for_run(["frontend", *(host.spec.name for host in run.hosts)])
     contents = {}
     for host in run.hosts:
         files = {}
@@ -145,7 +143,7 @@ def _make_keys(run: Plan) -> dict[HostSpec, dict[str, str]]:
         if host.actors:
             files[ACTOR_KEY] = json.dumps(others[host.spec.name])
         if host.spec.is_here:
-            files[endpoints.OPERATOR_KEY] = json.dumps(others[OPERATOR])
+            files[endpoints.OPERATOR_KEY] = json.dumps(others["frontend"])
         contents[host.spec] = files
     return contents
 

@@ -18,7 +18,7 @@ def ask_all(run: Plan, timeout_secs: float = 2.0) -> list[SetStatus]:
 
     path = run.config.key_file or str(run.directory / OPERATOR_KEY)
     try:
-        keys = curve.load(path)
+        keys = curve.load(path) if run.keyed else None
     except UserError:  # the run has ended, and its keys with it
         return [_of(run, index, None) for index in range(len(run.sets))]
 

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import signal
 import sys
 import time
@@ -83,7 +84,12 @@ def test_local_training_leaves_what_it_promises_and_goes_on(run_python, tmp_path
     assert first.stderr.count("checkpoint: ") > 2
     assert len(list(logdir.glob("checkpoint-*.pt"))) == 2
     assert list(logdir.glob("events.out.tfevents.*"))
-    assert "run has ended" in (logdir / "workers" / "actor-0-1.log").read_text()
+    actors_log = (logdir / "workers" / "actor-0-1.log").read_text()
+    assert "run has ended" in actors_log
+    # Over a socket that only this user can open, and of which nothing is left.
+    socket_path = re.search(r"welcomed by the learner at ipc://(/\S+)", actors_log)[1]
+    assert not pathlib.Path(socket_path).parent.exists()
+    assert "open to all users" not in first.stderr
     rows = metrics_of(logdir)
     last = rows[-1]
     assert int(last["frames"]) == frames

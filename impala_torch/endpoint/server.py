@@ -14,6 +14,7 @@ import collections
 import errno
 import logging
 import os
+import pathlib
 import secrets
 import socket
 import threading
@@ -120,13 +121,14 @@ class EndpointServer:
         self._socket.linger = 2000
         _bounded(self._socket, self._codec.largest_frame())
         self._keys = keys
+        self._path: pathlib.Path | None = None  # of the socket, where it is one of this machine
         self._authenticator = None
         if keys is not None:
             self._authenticator = curve.Authenticator(self._context, keys)
             curve.secure_server(self._socket, keys)
         try:
             if is_ipc(address):
-                local_sockets.free_path(local_sockets.path_of(address), "learner")
+                self._path = local_sockets.free_path(local_sockets.path_of(address), "learner")
             elif keys is None:
                 log.warning(
                     "the endpoint at %s is open to all users of this machine; with --key_file it "
@@ -249,6 +251,8 @@ class EndpointServer:
             if self._authenticator:
                 self._authenticator.close()
             self._context.term()
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
 
     def _serve(self) -> None:
         poller = zmq.Poller()
@@ -286,10 +290,10 @@ class EndpointServer:
             else:
                 self._grant()
 
-    def _patience_ms(self, closing: bool) -> float:
+    def _patience_ms(self, closing: bool) -> int:
         if self._owed:
-            return 1000 * OWED_SECS
-        return 50 if closing else 1000 * min(LOOK_SECS, 1.0)
+            return int(1000 * OWED_SECS)
+        return 50 if closing else int(1000 * LOOK_SECS)
 
     def _lateness(self) -> float:
         """How much longer to wait for actors that were never here, in seconds."""
@@ -541,13 +545,13 @@ class EndpointServer:
     def _refuse_bad(self, sender: Route, reason: str) -> None:
         self.bad_messages += 1
         self.last_bad = messages.cut(reason)
-        self._refuse(sender, f"bad message: {reason}", banned=True)
         self._banned[sender] = None
         if len(self._banned) > MAX_BANNED:
             del self._banned[next(iter(self._banned))]
         peer = self._peers.get(sender)
         if peer is not None:
             self._drop(peer)
+        self._refuse(sender, f"bad message: {reason}", banned=True)
 
     def _refuse(self, route: Route, reason: str, **fields: Any) -> None:
         self._send(route, "refused", reason=messages.cut(reason), **fields)

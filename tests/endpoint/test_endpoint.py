@@ -39,9 +39,11 @@ LAYOUT = [["w", [10]]]
 class Learner:
     """A learner's endpoint and queue, without a learner."""
 
-    def __init__(self, port, *, spec=None, batch=2, capacity=2, keys=None, actors=4, max_lag=0):
+    def __init__(
+        self, port, *, spec=None, batch=2, capacity=2, keys=None, actors=4, max_lag=0, address=""
+    ):
         self.spec = spec or small_spec()
-        self.address = f"127.0.0.1:{port}"
+        self.address = address or f"127.0.0.1:{port}"
         self.batches = BatchQueue(
             self.spec, batch, capacity, lambda: make_batch(self.spec, batch), max_lag
         )

@@ -98,6 +98,10 @@ def test_keys_of_the_wrong_side_are_told(files):
         '"x"',
         json.dumps({"server_public": "a" * 40, "actor_public": "b" * 40}),
         json.dumps({"server_public": "a" * 40, "accepted": []}),
+        json.dumps({"server_public": "a" * 40, "tasks": []}),
+        json.dumps({"server_public": "a" * 40, "tasks": {"h": 3}}),
+        json.dumps({"server_public": "a" * 40, "tasks": {"h": [[1]]}}),
+        json.dumps({"server_public": "a" * 40, "tasks": {"h": [["a", "b"]]}}),
     ],
 )
 def test_what_is_no_key_file_is_told(tmp_path, text):
@@ -111,3 +115,35 @@ def test_what_is_no_key_file_is_told(tmp_path, text):
 def test_home_is_understood(files, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert curve.load("~/h1") == curve.load(files["h1"])
+
+
+def test_a_name_has_the_tasks_it_was_given_and_without_a_word_of_any_all(tmp_path):
+    learner, _ = curve.make_for_run({"h1": [(0, 0), (1, 2)], "h2": []})
+    curve.write(str(tmp_path / "bound"), learner)
+    bound = curve.load(str(tmp_path / "bound"))
+    may = [(name, task) for name in ("h1", "h2", "learner") for task in ((0, 0), (1, 2), (2, 1))]
+    assert [one for one in may if bound.may_act(one[0], *one[1])] == [
+        ("h1", (0, 0)),
+        ("h1", (1, 2)),
+    ]
+    free, _ = curve.make_for_run(["h1", "h2"])
+    curve.write(str(tmp_path / "free"), free)
+    curve.make(str(tmp_path / "all"))
+    for name in ("free", "all"):
+        keys = curve.load(str(tmp_path / name))
+        assert all(keys.may_act(who, 3, 5) for who in ("h1", "learner", "actor"))
+
+
+def test_a_path_of_this_machine_needs_a_folder_of_ones_own(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir(0o700)
+    assert curve.for_address(f"ipc://{own}/learner.ipc", "") is None
+    assert curve.zmq_address(f"ipc://{own}/learner.ipc") == f"ipc://{own}/learner.ipc"
+    curve.make(str(tmp_path / "k"))
+    for mode in (0o755, 0o770, 0o701):
+        own.chmod(mode)
+        for key_file in ("", str(tmp_path / "k")):
+            with pytest.raises(UserError, match=r"--learner_host=.*others can open the folder"):
+                curve.for_address(f"ipc://{own}/learner.ipc", key_file)
+    with pytest.raises(UserError, match="cannot be used: No such file"):
+        curve.for_address(f"ipc://{tmp_path}/none/learner.ipc", "")

@@ -400,3 +400,10 @@ def test_the_flag_must_be_an_address_of_this_host(relay, said):
     with pytest.raises(UserError, match=said):
         check(Config(relay=relay))
     check(Config(relay="ipc:///run/set-0.ipc"))
+
+
+def test_a_learners_address_may_be_of_this_host_too():
+    check(Config(learner_host="ipc:///run/learner.ipc"))
+    for address, said in (("ipc://", "ipc:// and a path"), ("ipc:///" + "d" * 100, "100 bytes")):
+        with pytest.raises(UserError, match=f"--learner_host.*{said}"):
+            check(Config(learner_host=address))

@@ -149,7 +149,7 @@ def relay(sets: Sequence[WorkerSet], config: Config, place: Place) -> list[str]:
         *(place.python, "-m", "impala_torch.endpoint.relay", *key),
         f"--learner_timeout={config.learner_timeout}",
         place.relay,
-        *(f"{worker_set.index}={worker_set.learner.address}" for worker_set in sets),
+        *(f"{worker_set.index}={worker_set.endpoint}" for worker_set in sets),
     ]
 
 
@@ -231,7 +231,7 @@ def _experiment(
         config.replace(logdir=place.logdir),
         job_name=worker.job,
         task=task,
-        learner_host=worker_set.learner.address,
+        learner_host=worker_set.endpoint,
         actor_hosts=",".join(actor.address for actor in worker_set.actors),
     )
     devices = worker.cuda_visible_devices

@@ -20,6 +20,8 @@ from frontend.hosts.hosts import Here, Hosts, HostSpec, resolve, spec_of
 from frontend.hosts.ssh import Trust
 from frontend.workers import Worker, WorkerSet
 from impala_torch.endpoint.keys import is_loopback
+from impala_torch.flags.addresses import IPC
+from impala_torch.flags.checks import MAX_SOCKET_PATH_BYTES
 from impala_torch.flags.config import Config, default_logdir
 from impala_torch.flags.errors import UserError
 from impala_torch.flags.shares import shared_out
@@ -150,7 +152,9 @@ def plan(
             specs[worker] = spec_of(worker, here, options.remote_workdir, options.remote_python)
         if job is None:
             _check_addresses(worker_set, specs, options.workers_csv_path)
-    keyed = bool(config.key_file) or not all(is_loopback(one.learner.ip) for one in sets)
+    if job is None:
+        sets = [_with_socket(one, run_id) for one in sets]
+    keyed = bool(config.key_file) or not all(one.socket for one in sets)
     local = spec_of_here(here)
     order = list(dict.fromkeys([local, *specs.values()]))
     hosts = tuple(
@@ -200,6 +204,18 @@ def _learners(
     names = [worker_set.learner.ip for worker_set in sets]
     mpirun = commands.mpi_job(names, programs, mpi, over_ssh=False)
     return [*slurm.mpirun_environment(job), *mpirun]
+
+
+def _with_socket(worker_set: WorkerSet, run_id: str) -> WorkerSet:
+    """Serves this machine alone over a path that no other user can open, and not over a port.
+
+    Where the path would be too long it has a port all the same, and keys.
+    """
+    path = pathlib.Path(run_dir(run_id)).expanduser() / f"set-{worker_set.index}.ipc"
+    fits = len(os.fsencode(path)) <= MAX_SOCKET_PATH_BYTES
+    if not fits or not is_loopback(worker_set.learner.ip):
+        return worker_set
+    return dataclasses.replace(worker_set, socket=f"{IPC}{path}")
 
 
 def spec_of_here(here: Here) -> HostSpec:

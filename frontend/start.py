@@ -25,6 +25,7 @@ from frontend.watch.welcome import ActorState, StartError, Welcome
 from impala_torch.endpoint import keys as curve
 from impala_torch.flags.errors import UserError
 
+OPERATOR = "frontend"  # the name of the key with which endpoints are asked how they are
 _PREFLIGHT_SECS = 300.0  # that it may take to make the agent and an environment
 
 
@@ -134,7 +135,10 @@ def _make_keys(run: Plan) -> dict[HostSpec, dict[str, str]]:
             for host in run.hosts
             if not host.spec.is_here
         }
-    learner, others = curve.make_for_run(["frontend", *(host.spec.name for host in run.hosts)])
+    tasks: dict[str, list[curve.Task]] = {OPERATOR: []}
+    for host in run.hosts:
+        tasks.setdefault(host.spec.name, []).extend(host.actors)
+    learner, others = curve.make_for_run(tasks)
     contents = {}
     for host in run.hosts:
         files = {}
@@ -143,7 +147,7 @@ def _make_keys(run: Plan) -> dict[HostSpec, dict[str, str]]:
         if host.actors:
             files[ACTOR_KEY] = json.dumps(others[host.spec.name])
         if host.spec.is_here:
-            files[endpoints.OPERATOR_KEY] = json.dumps(others["frontend"])
+            files[endpoints.OPERATOR_KEY] = json.dumps(others[OPERATOR])
         contents[host.spec] = files
     return contents
 

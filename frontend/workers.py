@@ -64,6 +64,12 @@ class WorkerSet:
     index: int  # the learner's rank
     learner: Worker
     actors: tuple[Worker, ...]  # by task
+    socket: str = ""  # ipc:// address of the endpoint, where it serves this machine alone
+
+    @property
+    def endpoint(self) -> str:
+        """Where the learner's endpoint is, as its actors must know it."""
+        return self.socket or self.learner.address
 
 
 def read(path: str) -> list[WorkerSet]:

@@ -23,7 +23,7 @@ def ask_all(run: Plan, timeout_secs: float = 2.0) -> list[SetStatus]:
         return [_of(run, index, None) for index in range(len(run.sets))]
 
     def ask(index: int) -> SetStatus:
-        address = run.sets[index].learner.address
+        address = run.sets[index].endpoint
         try:
             return _of(run, index, ask_status(address, keys, timeout_secs))
         except UserError:  # a name that is not known any more

@@ -66,7 +66,7 @@ class EndpointClient:
     ) -> None:
         """
         Args:
-          address: ``ip:port`` of the endpoint.
+          address: of the endpoint: ``ip:port``, or ``ipc://`` and a path.
           relay: ZeroMQ's address of what to connect to instead; it knows the keys.
           role: ``messages.EVALUATOR``, or empty: an actor.
           timeout_secs: give up when nothing was heard for so long; 0 = never.

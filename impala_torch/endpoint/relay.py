@@ -25,7 +25,7 @@ import zmq
 from impala_torch.endpoint import keys as curve
 from impala_torch.endpoint import local_sockets
 from impala_torch.endpoint.relay_set import WorkerSet
-from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.addresses import is_ipc, parse_address
 from impala_torch.flags.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Relay:
         """
         Args:
           directory: of the sockets; made if need be.
-          addresses: the learners' ``ip:port``, by worker set.
+          addresses: the learners' ``ip:port`` or ``ipc://`` address, by worker set.
           key_file: of the run; may be empty where all learners are of this machine.
           learner_timeout_secs: end when no learner was heard for so long; 0 = never.
           linger_secs: how long to go on when all learners said stop, for actors that come late.
@@ -162,7 +162,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         number, equals, address = word.partition("=")
         if not equals or not re.fullmatch(r"[0-9]{1,6}", number):
             raise UserError(f"'{word}' is not of the form SET=ip:port")
-        parse_address(address, f"worker set {number}")
+        if not is_ipc(address):
+            parse_address(address, f"worker set {number}")
         if int(number) in arguments.addresses:
             raise UserError(f"worker set {number} is named twice")
         arguments.addresses[int(number)] = address

@@ -58,8 +58,23 @@ def test_a_hosts_key_is_good_for_the_tasks_of_its_rows_alone(tmp_path):
 
 
 @pytest.mark.parametrize("ip", ["localhost", "127.0.0.1"])
-def test_a_run_of_this_machine_alone_has_keys_too(tmp_path, ip):
+def test_a_run_of_this_machine_alone_goes_over_a_path_of_its_users(tmp_path, monkeypatch, ip):
+    monkeypatch.setenv("HOME", "/home/me")
+    run = plan_of(tmp_path, [f"learner,{ip},8001,,,,", f"actor,{ip},9001,,,,"], relays="always")
+    assert start._make_keys(run) == {}
+    address = "ipc:///home/me/.impala_torch/run-1/set-0.ipc"
+    assert f"--learner_host={address}" in run.learners
+    relay, actor = run.here.windows
+    assert f"0={address}" in relay.argv
+    assert f"--learner_host={address}" in actor.argv
+    assert run.sets[0].learner.address == f"{ip}:8001"  # as the user knows it
+
+
+@pytest.mark.parametrize("ip", ["localhost", "127.0.0.1"])
+def test_where_that_path_is_too_long_there_are_keys(tmp_path, monkeypatch, ip):
+    monkeypatch.setenv("HOME", "/home/" + "long" * 20)
     run = plan_of(tmp_path, [f"learner,{ip},8001,,,,", f"actor,{ip},9001,,,,"])
+    assert f"--learner_host={ip}:8001" in run.learners
     ((spec, files),) = start._make_keys(run).items()
     assert (spec.name, set(files)) == ("localhost", {LEARNER_KEY, ACTOR_KEY, OPERATOR_KEY})
     learner = loaded(tmp_path, "learner", files[LEARNER_KEY])

@@ -300,7 +300,7 @@ def test_learners_that_die_are_started_again_so_often_and_no_more(make_run):
     run.kill_learner()
     wait_until(lambda: "started again 1 time(s) in the last hour already" in run.log())
     wait_until(lambda: run.windows() == ["learners"])  # it stays, to be read
-    wait_until(lambda: not processes_with("job_name=actor"))
+    wait_until(lambda: not run.pids("--job_name=actor"))
     assert frames_of(run.logdir) > 0
 
 

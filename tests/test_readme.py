@@ -70,3 +70,12 @@ def test_the_makefile_has_the_commands_that_the_readme_names():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_what_goes_wrong_is_held_by_tests_that_exist():
+    text = (ROOT / "sandbox" / "reliability.md").read_text()
+    named = re.findall(r"`(?:(tests/[\w/]+\.py)::)?(test_\w+)`", text)
+    assert len(named) > 40
+    for path, name in named:
+        source = (ROOT / (path or "tests/endpoint/test_peers.py")).read_text()
+        assert f"def {name}(" in source, f"{path}::{name}"

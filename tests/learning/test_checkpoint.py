@@ -53,6 +53,17 @@ def test_a_damaged_newest_gives_way_to_the_one_before(tmp_path, damage, caplog):
     assert damage == "gone" or "checkpoint-2.pt is damaged" in caplog.text
 
 
+@pytest.mark.parametrize("where", ["model", "optimizer", "algorithm"])
+def test_a_checkpoint_that_is_not_finite_is_passed_over(tmp_path, where, caplog):
+    checkpoint.save(tmp_path, 1, state_of(1), keep=3)
+    bad = {"layer": {0: torch.tensor([1.0, float("inf")])}}
+    newest = checkpoint.save(tmp_path, 2, {**state_of(2), where: bad}, keep=3)
+    assert checkpoint.restore(tmp_path)["frames"] == 1
+    assert "checkpoint-2.pt is damaged and passed over" in caplog.text
+    with pytest.raises(UserError, match="its numbers are not all finite"):
+        checkpoint.load(newest)
+
+
 def test_a_damaged_or_missing_index_loses_nothing(tmp_path):
     checkpoint.save(tmp_path, 5, state_of(5), keep=3)
     checkpoint.save(tmp_path, 6, state_of(6), keep=3)

@@ -87,7 +87,7 @@ fi
 # A stamp holds the hash of what a step was made from: an edited file makes its step run again.
 done_before() { [ -f "$venv/$1.stamp" ] && [ "$(cat "$venv/$1.stamp")" = "$2" ]; }
 mark_done() { printf '%s' "$2" >"$venv/$1.stamp"; }
-hash_of() { sha256sum "$@" | sha256sum | cut -c1-64; }
+hash_of() { cat "$@" | sha256sum | cut -c1-64; } # of what they hold, wherever they are
 
 # Debian's python3 makes no environment with pip unless python3-venv is there; a pip of its own
 # can put one into an environment that has none.

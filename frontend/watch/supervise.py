@@ -29,7 +29,7 @@ from frontend.mpirun import SIGNALS, Job
 from frontend.run_plan import Plan
 from frontend.watch import endpoints
 from impala_torch.flags import exit_codes
-from impala_torch.flags.addresses import parse_address
+from impala_torch.flags.addresses import IPC, is_ipc, parse_address
 from impala_torch.flags.errors import UserError
 
 _WATCH_SECS = 5.0
@@ -178,8 +178,8 @@ class Supervisor:
         if not config.stall_secs or job is None or now - self._heard < limit:
             return
         self._heard = now
-        addresses = [one.learner.address for one in self._plan.sets]
-        if any(map(_refuses, addresses)):  # its endpoint has ended; the rest of it may take long
+        endpoints_at = [one.endpoint for one in self._plan.sets]
+        if any(map(_refuses, endpoints_at)):  # its endpoint has ended; the rest of it may take long
             return
         _say(f"no learner has answered for {limit:.0f} s: ending them")
         processes = tmux.tree([job.pid])
@@ -232,12 +232,17 @@ def _died(code: int) -> str:
     return f"died with exit code {code}"
 
 
-def _refuses(address: str) -> bool:
+def _refuses(endpoint: str) -> bool:
     """Whether nothing listens there; what is frozen still does, and a lost host says nothing."""
+    is_path = is_ipc(endpoint)
     try:
-        with socket.create_connection(parse_address(address, "learner"), timeout=_PROBE_SECS):
+        with socket.socket(socket.AF_UNIX if is_path else socket.AF_INET) as probe:
+            probe.settimeout(_PROBE_SECS)
+            probe.connect(
+                endpoint.removeprefix(IPC) if is_path else parse_address(endpoint, "learner")
+            )
             return False
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, FileNotFoundError):
         return True
     except OSError:
         return False

@@ -332,9 +332,9 @@ def test_a_frozen_learner_is_told_and_the_group_started_again(make_run):
 
 def test_a_learner_alone_that_is_frozen_is_started_again(make_run):
     run = make_run()
-    run.begin("--stall_secs=5", "--start_timeout=60", "--save_checkpoint_secs=1000")
+    run.begin("--stall_secs=5", "--start_timeout=30", "--save_checkpoint_secs=1000")
     frozen = run.kill_learner(signal.SIGSTOP)
-    wait_until(lambda: "no learner has answered for 65 s: ending them" in run.log(), 150)
+    wait_until(lambda: "no learner has answered for 35 s: ending them" in run.log(), 150)
     wait_until(lambda: "starting them again from the " in run.log(), 90)
     wait_until(lambda: run.pids("--job_name=learner") not in ([], [frozen]), 60)
     wait_until(lambda: has_frames(run.logdir))

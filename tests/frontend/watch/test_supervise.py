@@ -58,7 +58,15 @@ def test_from_where_learners_go_on_is_said(plan, tmp_path):
     assert "or from the beginning if none" in supervise.Supervisor(away)._from_where()
 
 
-def test_a_port_that_refuses_is_told_from_one_that_is_frozen(free_port):
+def test_a_port_that_refuses_is_told_from_one_that_is_frozen(free_port, tmp_path):
+    path = tmp_path / "endpoint"
+    assert supervise._refuses(f"ipc://{path}")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert supervise._refuses(f"ipc://{path}")
+        server.listen()
+        assert not supervise._refuses(f"ipc://{path}")
+    assert supervise._refuses(f"ipc://{path}")  # its process has ended, the file is still there
     assert supervise._refuses(f"127.0.0.1:{free_port()}")
     with socket.create_server(("127.0.0.1", 0)) as server:  # which accepts nothing itself
         assert not supervise._refuses(f"127.0.0.1:{server.getsockname()[1]}")

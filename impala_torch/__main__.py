@@ -137,6 +137,9 @@ def _learn(config: Config, should_stop) -> int:
     except NotFinite as error:
         log.error("error: %s", error)
         return exit_codes.NOT_FINITE
+    except local.ActorsGone as error:
+        log.error("error: %s", error)
+        return exit_codes.FAILED
     except RuntimeError as error:
         log.exception("%s", error)
         return exit_codes.FAILED

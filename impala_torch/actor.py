@@ -67,5 +67,6 @@ def _act(
         if newer is not None:
             version, flat = newer
             weights.unpack(agent, flat, client.weights_dtype)
-        unroll = collector.collect(max(version, 0))
+        with client.playing():
+            unroll = collector.collect(max(version, 0))
         client.push(codec.encode(unroll), messages.encode_episodes(collector.episodes))

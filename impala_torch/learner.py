@@ -55,6 +55,8 @@ _SHARING_POLL_SECS = (0.002, 0.05)
 _COMING_SECS = 0.0005  # where unrolls are on their way to it
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
 _SKIPPED_SECS = 10.0  # between words on updates that are not made
+# A gradient so many times larger than usual is told of, after so many updates.
+_OUTLIER, _KNOWN_UPDATES = 1e5, 100
 
 
 class Round(NamedTuple):
@@ -108,6 +110,7 @@ class Learner:
         optimizer = optimizers.make(self.algorithm.optimizer, self.parameters, config)
         self.state = TrainingState(self.agent, optimizer, self.algorithm.kept())
         self.state.restore(logdir, config, group)
+        self._first_update = self.state.updates
         self.optimizer = group.distributed(
             optimizer,
             self.agent.named_parameters(),
@@ -122,6 +125,7 @@ class Learner:
         self._backwards = 0  # since the last step
         self._skipped_in_a_row = 0  # batches without an update, since none was finite
         self._told_skipped = -math.inf  # when
+        self._usual_norm = 0.0  # of gradients, running mean
         self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(
             self.spec,
@@ -259,6 +263,7 @@ class Learner:
             self.state.updates += 1
             self.algorithm.stepped()
             tally.stepped(self._metrics, norm)
+            self._tell_outlier(norm)
             return
         self.state.skipped += 1
         now = time.monotonic()
@@ -274,6 +279,24 @@ class Learner:
                 self.group.rank,
                 finite.what_was_not(self._metrics, batch.arrays, batch.origins, half),
             )
+
+    def _tell_outlier(self, norm: float) -> None:
+        """Warns of a gradient that nothing clips and that is far beyond those before."""
+        usual, self._usual_norm = self._usual_norm, 0.99 * self._usual_norm + 0.01 * norm
+        if self.state.updates - self._first_update < _KNOWN_UPDATES:
+            return
+        if norm > _OUTLIER * usual > 0 and self.config.gradients_clipping < 0:
+            self._usual_norm = usual
+            now = time.monotonic()
+            if now - self._told_skipped > _SKIPPED_SECS:
+                self._told_skipped = now
+                log.warning(
+                    "update %d: its gradient's norm, %.3g, is %.0g times the usual, which can "
+                    "spoil what was learned: --gradients_clipping and --reward_clipping bound it",
+                    self.state.updates,
+                    norm,
+                    norm / usual,
+                )
 
     def prepared(self, unroll: Unroll[torch.Tensor]) -> Unroll[torch.Tensor]:
         """An unroll whose observations [T + 1, B, ...] are as the network takes them, stacked."""

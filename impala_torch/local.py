@@ -34,7 +34,8 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
       should_stop: asked between updates.
 
     Raises:
-      RuntimeError: an actor or the learner failed; see its log.
+      ActorsGone: of whom the log tells.
+      RuntimeError: the learner failed; see its log.
     """
     count = cores.usable()
     num_actors = config.num_actors or count
@@ -52,10 +53,14 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
         try:
             learner.train(lambda: evaluation.should_stop() or actors.are_gone())
             if actors.are_gone():
-                raise RuntimeError("all actors have ended: see their logs above")
+                raise ActorsGone("all actors have ended: see their logs above")
         finally:
             learner.close()
             actors.end()
+
+
+class ActorsGone(RuntimeError):
+    """No actor is left, nor will be."""
 
 
 class _Actor:
@@ -117,7 +122,10 @@ class _Actors:
         return processes.spawn("impala_torch", flags, self._log_of(task))
 
     def _tail(self, task: int) -> str:
-        lines = self._log_of(task).read_text(errors="replace").splitlines()[-10:]
+        try:
+            lines = self._log_of(task).read_text(errors="replace").splitlines()[-10:]
+        except OSError as error:
+            return f"    it cannot be read: {error.strerror}"
         return "\n".join(f"    {line}" for line in lines)
 
     def _log_of(self, task: int) -> pathlib.Path:

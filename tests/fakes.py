@@ -3,6 +3,7 @@
 As a level: ``--level_name=tests.fakes:PixelCatch-v0`` with the project's root on PYTHONPATH.
 """
 
+import sys
 import time
 from typing import Any
 
@@ -129,6 +130,27 @@ class Faulty(gymnasium.Env):
 
     def other_shape(self):
         return self._plain(np.zeros(3))
+
+    def objects(self):
+        return self._plain([None, None])
+
+    def complex_numbers(self):
+        return self._plain(np.array([1j, 0]))
+
+    def ragged(self):
+        return self._plain([[0.0], [0.0, 1.0]])
+
+    def no_info(self):
+        return (*self._plain()[:4], None)
+
+    def word_for_an_end(self):
+        return np.zeros(2), 1.0, "no", False, {}
+
+    def word_for_a_reward(self):
+        return self._plain(reward="1.0")
+
+    def leaves(self):
+        sys.exit(0)
 
     def four_values(self):
         return np.zeros(2), 1.0, False, {}

@@ -38,10 +38,9 @@ def learner_of(tmp_path, free_port):
             learner_host=f"127.0.0.1:{free_port()}",
             actor_hosts="",
             epsilon=0.01,
-            gradients_clipping=5.0,
             logdir=str(logdir),
             total_environment_frames=1000,
-            **changes,
+            **{"gradients_clipping": 5.0, **changes},
         )
         check(config)
         learner = Learner(config, Group(), logdir)
@@ -256,3 +255,19 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(learner_of,
     with pytest.raises(NotFinite, match="no checkpoint was written"):
         learner.state.save(learner.logdir, learner.config)
     assert not list(learner.logdir.glob("checkpoint*"))
+
+
+def test_a_gradient_far_beyond_the_usual_is_told(learner_of, caplog, monkeypatch):
+    monkeypatch.setattr("impala_torch.learner._KNOWN_UPDATES", 5)
+    for clipping in (-1.0, 40.0):
+        caplog.clear()
+        flags = {"batch_size": 4, "reward_clipping": "none", "learning_rate": 1e-6}
+        learner, tally = learner_of(**flags, gradients_clipping=clipping)
+        for seed in range(7):
+            learner.update(fill(learner, seed=seed), tally)
+        assert "times the usual" not in caplog.text
+        bad = fill(learner)
+        bad.arrays.reward[2, 3] = 1e12
+        learner.update(bad, tally)
+        assert ("times the usual" in caplog.text) == (clipping < 0)
+        assert learner.state.skipped == 0

@@ -14,6 +14,8 @@
   # Ctrl-C is for the command; this must live to tell its exit code. An ignored signal would be
   # ignored by the command too, a trapped one is not.
   trap : INT
+  # Ctrl-S would stop what is shown, and in the end who shows it.
+  stty -ixon 2>/dev/null
   "$@"
   code=$?
   if [ "$code" -eq 0 ]; then

@@ -238,6 +238,11 @@ def problems(sets: Sequence[SetStatus]) -> list[str]:
                 f"{status['skipped_updates']} update(s) were not made: their gradient was not "
                 "finite, and the learners' logs say why"
             )
+        if status.get("late_unrolls"):
+            words.append(
+                f"learner {one.index} got {status['late_unrolls']} unroll(s) late: slow links? Its "
+                "log names the actors"
+            )
         if status["dropped_unrolls"]:
             words.append(f"learner {one.index} dropped {status['dropped_unrolls']} old unroll(s)")
         words += _slow(one)

@@ -15,6 +15,9 @@ _LARGEST = 10.0  # deviations that a number may stand out
 _LEAST_DEVIATION = 1e-3  # of values: what is always the same is not to be blown up
 # Overwrites a tensor with the average of all ranks'.
 Average = Callable[[torch.Tensor], None]
+# What stands out further than so many deviations counts as if it did not, once they are known: one
+# number must not make all others look alike for a thousand batches.
+_OUTLIER, _KNOWN_AFTER = 100.0, 10
 _ROWS = 8  # of an unroll's frames that the mean picture is of: neighbours are alike
 
 
@@ -75,7 +78,7 @@ class VectorNormalizer(_Running):
         """Takes in an unroll's vectors, [rows, B, D], of all ranks."""
         vectors = observation.flatten(0, -2)
         rate = self._begin(vectors, average)
-        _move(self.mean, self.variance, vectors, rate, average)
+        _move(self.mean, self.variance, vectors, rate, average, self.batches)
 
 
 class ValueScale(_Running):
@@ -101,7 +104,8 @@ class ValueScale(_Running):
         """Takes in value targets, [T, B], of all ranks; ``head`` gives the values it gave."""
         old_mean, old_deviation = self.mean.clone(), self.deviation.clone()
         values = targets.reshape(-1, 1)
-        _move(self.mean, self.variance, values, self._begin(values, average), average)
+        rate = self._begin(values, average)
+        _move(self.mean, self.variance, values, rate, average, self.batches)
         self.deviation.copy_(self.variance.clamp(min=0).sqrt().clamp(min=_LEAST_DEVIATION))
         head.weight.mul_(old_deviation / self.deviation)
         head.bias.mul_(old_deviation).add_(old_mean - self.mean).div_(self.deviation)
@@ -113,9 +117,13 @@ def _move(
     batch: torch.Tensor,
     rate: torch.Tensor,
     average: Average,
+    batches: torch.Tensor,
 ) -> None:
-    """Moves a running mean and variance [D] towards those of a batch [n, D] of all ranks."""
-    apart = batch - mean
+    """Moves a running mean and variance [D], of so many ``batches``, towards those of a batch
+    [n, D] of all ranks."""
+    furthest = _OUTLIER * variance.clamp(min=_LEAST_DEVIATION**2).sqrt()
+    furthest = torch.where(batches > _KNOWN_AFTER, furthest, torch.inf)
+    apart = (batch - mean).clamp(-furthest, furthest)
     moments = torch.stack([apart.mean(dim=0), apart.square().mean(dim=0)])
     average(moments)
     # What is not finite would stay so for ever: such a batch is one that nothing is learned from.

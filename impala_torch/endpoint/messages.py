@@ -17,6 +17,7 @@ it. An actor's DEALER socket talks to the learner's ROUTER socket:
 | learner | credit    | one message of unrolls may be sent                        |                |
 | learner | wait      | the queue is full: a credit follows when there is room;   |                |
 |         |           | or nothing but that the learner looks who is there        |                |
+| actor   | alive     | it plays on; there is no answer                           |                |
 | actor   | unroll    | episodes: [[return, frames, raw return, raw frames], ...] | fields, blocks |
 |         |           | waited: seconds spent waiting for the learner since the   |                |
 |         |           | unroll before (may be absent)                             |                |
@@ -66,6 +67,7 @@ MAX_HEADER_BYTES = 1 << 20
 MAX_ENVS = 4096  # of one actor
 EVALUATOR = "evaluator"  # the role of who only pulls weights
 MAX_ACTOR_ID_BYTES = 64
+ALIVE_SECS = 5.0  # between an actor's signs of life while it plays
 MAX_WORDS = 200  # characters of what is said about a message, wherever it is said
 MAX_WAITED_SECS = 1e9  # between two unrolls; more is no time
 MAX_NUMBER = 1e30  # of an episode: sums of many such are still numbers, in single precision too

@@ -8,6 +8,8 @@ from typing import Any
 from impala_torch.endpoint import messages
 from impala_torch.endpoint.messages import Route
 
+CREDIT_SECS = 30.0  # that an unroll may take to come, once it may be sent
+MAX_CREDIT_SECS = 600.0  # the same of an actor whose unrolls took longer
 ABSENT_SECS = 60.0  # an actor not heard of for this long counts as gone until it speaks again
 MAX_HOST = 64  # characters of a host's name; no more on Linux
 RATE_SECS = 15.0  # window of figures per second
@@ -47,7 +49,8 @@ class Peer:
             raise messages.BadMessage("'hello' has a bad role")
         self.role: str = role
         self.granted_at: float | None = None  # holds credit since then
-        self.lapsed = False  # its last credit was taken back
+        self.credit_secs = CREDIT_SECS
+        self.lapsed_since: float | None = None  # when a credit was given that was taken back
         self.left = False  # its connection is gone
         self.waiting_since: float | None = None  # for credit
         self.steps = 0
@@ -60,6 +63,7 @@ class Peer:
     def take_over(self, before: "Peer") -> None:
         """Goes on with the counts of the one whose task this is now."""
         self.steps, self.episodes, self.waited = before.steps, before.episodes, before.waited
+        self.credit_secs = before.credit_secs
         self._window = Window(self.steps, self.waited)
 
     def count(self, steps: int, episodes: int, waited: float, version: int) -> None:

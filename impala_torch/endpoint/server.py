@@ -30,7 +30,7 @@ from impala_torch.endpoint import local_sockets, messages
 from impala_torch.endpoint.batches import BatchQueue
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.messages import BadMessage, Route
-from impala_torch.endpoint.peers import Peer, Window
+from impala_torch.endpoint.peers import MAX_CREDIT_SECS, Peer, Window
 from impala_torch.endpoint.run_spec import RunSpec
 from impala_torch.flags.addresses import is_ipc
 from impala_torch.flags.errors import UserError
@@ -38,7 +38,6 @@ from impala_torch.structures import EpisodeResult
 
 log = logging.getLogger(__name__)
 
-CREDIT_SECS = 30.0  # an actor that was granted credit sends at once, or it is gone
 SILENT_SECS = 15.0  # one that waits for credit asks again twice in this time, or it is gone
 LOOK_SECS = 1.0  # between two looks whether those who hold credit are still there
 OWED_SECS = 0.02  # between two looks whether what was kept back can be sent
@@ -109,6 +108,7 @@ class EndpointServer:
         self._owed: dict[bytes, tuple[Route, int | None]] = {}
         self._surprises: set[str] = set()  # kinds of errors, told once each
         self.bad_messages = 0
+        self.late_unrolls = 0  # that came after their credit had been taken back
         self.last_bad = ""
         self.bytes_received = 0
         self.weights_sent = 0
@@ -218,6 +218,7 @@ class EndpointServer:
             "num_actors": self._num_actors,
             "queue_batches": round(self._batches.depth, 2),
             "dropped_unrolls": self._batches.dropped,
+            "late_unrolls": self.late_unrolls,
             "given_unrolls": self._batches.given,
             "received_unrolls": self._batches.received,
             "given_per_sec": round(given, 1),
@@ -373,6 +374,8 @@ class EndpointServer:
         peer.last_seen = time.monotonic()
         if kind == "pull":
             self._answer(sender, messages.field(header, "version", int, low=-1))
+        elif kind == "alive":
+            pass  # that it was heard of is all
         elif peer.role == messages.EVALUATOR:
             raise BadMessage(f"'{kind[:40]}' of an evaluator")
         elif kind == "ready":
@@ -494,10 +497,7 @@ class EndpointServer:
             self._send(peer.route, "wait")
 
     def _unroll(self, peer: Peer, header: dict[str, Any], buffers: list[memoryview]) -> None:
-        if peer.granted_at is None:
-            if not peer.lapsed:
-                raise BadMessage("unroll without credit")
-            peer.lapsed = False  # it was slow, and its room is another's by now
+        if peer.granted_at is None and not self._is_let_in_late(peer):
             return
         unroll = self._codec.decode_fields(buffers, peer.num_envs, self._version)
         steps = self.spec.unroll_length * peer.num_envs
@@ -510,6 +510,29 @@ class EndpointServer:
         origin = f"actor {self._worker_set}-{peer.task} on {peer.host}"
         self._batches.put(peer.route, unroll, peer.num_envs, origin)
 
+    def _is_let_in_late(self, peer: Peer) -> bool:
+        """Whether there is room for an unroll that comes after its credit was taken back.
+
+        Over a slow link every unroll takes so long, so its actor has longer from now on.
+        """
+        if peer.lapsed_since is None:
+            raise BadMessage("unroll without credit")
+        took, peer.lapsed_since = time.monotonic() - peer.lapsed_since, None
+        peer.credit_secs = min(max(peer.credit_secs, 2 * took), MAX_CREDIT_SECS)
+        has_room = self._batches.reserve(peer.num_envs)
+        self.late_unrolls += peer.num_envs
+        log.warning(
+            "actor %d-%d on %s took %.0f s to send its unroll (a slow link?): %s, and it may take "
+            "%.0f s from now on",
+            self._worker_set,
+            peer.task,
+            peer.host,
+            took,
+            "it was taken all the same" if has_room else "it was dropped for want of room",
+            peer.credit_secs,
+        )
+        return has_room
+
     def _grant(self) -> None:
         """Gives credit to those who wait, first come first served, while there is room."""
         now = time.monotonic()
@@ -521,7 +544,7 @@ class EndpointServer:
             if not self._batches.reserve(peer.num_envs):
                 return
             self._leave_queue(peer)
-            peer.granted_at, peer.lapsed = now, False
+            peer.granted_at, peer.lapsed_since = now, None
             if not self._send(peer.route, "credit"):
                 self._take_back(peer)
         self._batches.wanted = 0
@@ -531,9 +554,9 @@ class EndpointServer:
         for peer in list(self._peers.values()):
             if peer.granted_at is None:
                 continue
-            if now - peer.granted_at > CREDIT_SECS:
+            if now - peer.granted_at > peer.credit_secs:
+                peer.lapsed_since = peer.granted_at
                 self._take_back(peer)
-                peer.lapsed = True
             elif now - peer.granted_at > LOOK_SECS:
                 self._send(peer.route, "wait")  # found out if nobody is there to get it
         self._large = {who: sent for who, sent in self._large.items() if not sent.done}

@@ -4,6 +4,7 @@ A reward that is no number, an observation that is not finite, an exception: it 
 fault, and the first who sees it is the actor. Nothing of it reaches a learner.
 """
 
+import contextlib
 import math
 from typing import Any
 
@@ -36,10 +37,9 @@ class Guarded(gymnasium.Wrapper):
             observation, info = self.env.reset(**options)
         except UserError:  # what it needs and does not find: told already
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised(error) from error
-        self._check(observation)
-        return observation, info
+        return self._checked(observation), self._info(info)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         self._steps += 1
@@ -49,29 +49,50 @@ class Guarded(gymnasium.Wrapper):
             observation, reward, terminated, truncated, info = self.env.step(action)
         except UserError:  # what it needs and does not find: told already
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._raised(error) from error
-        try:
-            number = float(reward)
-        except (TypeError, ValueError):
-            raise self._fault(f"its reward is {_short(reward)}, which is no number") from None
+        number = self._amount(reward)
         if not math.isfinite(number):
             raise self._fault(f"its reward is {number}, which is not finite")
         if abs(number) > LARGEST_REWARD:
             raise self._fault(f"its reward is {number:.3g}; up to {LARGEST_REWARD:.0g} can be used")
-        self._check(observation)
-        return observation, number, terminated, truncated, info
+        ends = self._flag("terminated", terminated), self._flag("truncated", truncated)
+        return self._checked(observation), number, *ends, self._info(info)
 
-    def _check(self, observation: Any) -> None:
+    def _amount(self, reward: Any) -> float:
+        if not isinstance(reward, (str, bytes)):
+            with contextlib.suppress(TypeError, ValueError):
+                return float(reward)
+            with contextlib.suppress(TypeError, ValueError):
+                return float(np.asarray(reward).item())  # an array of one number
+        raise self._fault(f"its reward is {_short(reward)}, which is no number")
+
+    def _flag(self, name: str, value: Any) -> bool:
+        if isinstance(value, (bool, int, np.bool_, np.integer)):
+            return bool(value)
+        raise self._fault(f"its {name} is {_short(value)}, which is neither True nor False")
+
+    def _info(self, info: Any) -> dict[str, Any]:
+        if not isinstance(info, dict):
+            raise self._fault(f"its info is {_short(info)}, and no dictionary")
+        return info
+
+    def _checked(self, observation: Any) -> np.ndarray:
         if observation is None:
             raise self._fault("its observation is None")
-        shape = np.shape(observation)
-        if shape != self._shape:
+        try:
+            array = np.asarray(observation)
+        except ValueError as error:
+            raise self._fault(f"its observation is no array: {_short(error)}") from None
+        if array.shape != self._shape:
             raise self._fault(
-                f"its observation has shape {shape}, and its observation_space {self._shape}"
+                f"its observation has shape {array.shape}, and its observation_space {self._shape}"
             )
+        if array.dtype.kind not in "biuf":
+            raise self._fault(f"its observation is of type {array.dtype}, which is no number")
+        return array
 
-    def _raised(self, error: Exception) -> EnvironmentFault:
+    def _raised(self, error: BaseException) -> EnvironmentFault:
         return self._fault(f"it raised {type(error).__name__}: {_short(error)}")
 
     def _fault(self, words: str) -> EnvironmentFault:
@@ -97,5 +118,5 @@ def check_finite(level_name: str, observation: np.ndarray, actions: np.ndarray |
 
 
 def _short(value: Any) -> str:
-    text = str(value) if isinstance(value, Exception) else repr(value)
+    text = str(value) if isinstance(value, BaseException) else repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -55,15 +55,20 @@ class TimedEnvironment(Environment):
         self._environment.close()
 
     def _watch(self) -> None:
-        while not self._closed.wait(min(1.0, self._secs / 4)):
-            since = self._since
-            if since is None or time.monotonic() - since < self._secs:
+        tick = min(1.0, self._secs / 4)
+        before, waited, last = None, 0.0, time.monotonic()
+        while not self._closed.wait(tick):
+            since, now = self._since, time.monotonic()
+            # Time in which the process itself was frozen is not the environment's.
+            waited = 0.0 if since is None or since != before else waited + min(now - last, 2 * tick)
+            before, last = since, now
+            if waited < self._secs:
                 continue
             log.error(
                 "%s: it has not returned for %.0f s (--env_timeout=%g); this process ends, and "
                 "what its threads were at follows",
                 self.place.words(self._level_name),
-                time.monotonic() - since,
+                waited,
                 self._secs,
             )
             faulthandler.dump_traceback(all_threads=True)

@@ -218,6 +218,7 @@ class Config:
         1,
         "Seed of weights, environments and action sampling; every actor derives its own.",
         low=0,
+        high=(1 << 63) - 1,
         exported=True,
     )
     # --- the environment ---

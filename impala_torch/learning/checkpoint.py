@@ -170,7 +170,7 @@ def _index(logdir: pathlib.Path) -> list[dict[str, Any]]:
         return [entry for entry in entries if (logdir / entry["file"]).exists()]
     except FileNotFoundError:
         return []
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s is damaged and passed over: %s", path, error)
         return []
 

@@ -25,6 +25,7 @@ from impala_torch.flags.errors import UserError
 SUM, AVERAGE = "sum", "average"
 _END_SECS = 5.0  # that what a rank has sent may take to arrive when it leaves
 _AVERAGING_SECS = 10.0  # what takes longer is a rank that stood still: averaging is not to blame
+_LONGEST_SECS = 1e6  # that a timer of Python's can be set to, about
 _TAG, _BEAT = 1, 2  # of what ranks send each other, one to one: data, signs of life
 
 
@@ -375,7 +376,7 @@ def join(stall_secs: float = 0.0) -> Group:
     if size == 1:
         return Group()
     if stall_secs:  # MPI's own start lets no other thread of Python's run
-        faulthandler.dump_traceback_later(stall_secs, exit=True)
+        faulthandler.dump_traceback_later(min(stall_secs, _LONGEST_SECS), exit=True)
     try:
         return HorovodGroup()
     finally:

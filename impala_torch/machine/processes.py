@@ -62,8 +62,13 @@ def end_with_parent() -> None:
     parent = os.environ.pop(_PARENT, "")
     if not parent:
         return
+    end_with(int(parent))
+
+
+def end_with(parent: int) -> None:
+    """Has the kernel send this process SIGTERM when its parent is gone."""
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != int(parent):  # it went before the kernel was asked
+    if os.getppid() != parent:  # it went before the kernel was asked
         sys.exit("the process that started this one is gone")
 
 

@@ -5,6 +5,7 @@ What it prints bounds the agent steps per second that any training on this machi
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import EnvironmentFault
 from impala_torch.flags.shares import shared_out
-from impala_torch.machine import cores
+from impala_torch.machine import cores, processes
 
 _WARM_STEPS = 50
 _END_SECS = 5.0
@@ -78,7 +79,9 @@ def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[
     together = context.Barrier(count)
     results: Any = context.SimpleQueue()
     workers = [
-        context.Process(target=_told, args=(play, config, task, together, results), daemon=True)
+        context.Process(
+            target=_told, args=(os.getpid(), play, config, task, together, results), daemon=True
+        )
         for task in range(count)
     ]
     for worker in workers:
@@ -103,8 +106,9 @@ def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[
     return [results.get() for _ in workers]
 
 
-def _told(play: Callable[..., None], *args: Any) -> None:
+def _told(parent: int, play: Callable[..., None], *args: Any) -> None:
     """Runs ``play``; what an environment does wrong is told in a sentence."""
+    processes.end_with(parent)
     try:
         play(*args)
     except EnvironmentFault as error:

@@ -133,7 +133,8 @@ class Progress:
             return
         self._log.flush()
         try:
-            card = results.write(self._logdir, self._config)
+            counts = {name: getattr(self._state, name) for name in results.COUNTS}
+            card = results.write(self._logdir, self._config, counts)
         except OSError as error:
             log.error("no results can be written to %s: %s", self._logdir, why(error))
             return

@@ -18,15 +18,17 @@ from impala_torch.report.metrics import duration
 from impala_torch.report.rows import EPISODES, GAMES, RETURN, Row
 
 FILE = "results.json"
+COUNTS = ("frames", "updates", "skipped", "hours", "games")
 _MARKS = 4  # of the way to the best return
 
 
-def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
+def write(logdir: pathlib.Path, config: Config, counts: Mapping[str, Any]) -> dict[str, Any]:
     """Writes ``results.json``.
 
     Args:
       logdir: of the run.
       config: its flags.
+      counts: ``COUNTS`` of the run, which its rows lack where they could not be written.
 
     Returns:
       What it holds: ``agent_steps`` and ``environment_frames``, ``hours``, ``games``;
@@ -38,8 +40,7 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
       ``hardware``, ``versions``.
     """
     known = rows.read(logdir / "metrics.csv")
-    last = known[-1] if known else {}
-    frames = int(last.get("frames") or 0)
+    frames = counts["frames"]
     repeats = environments.level_of(config).num_action_repeats
     card = {
         "level_name": config.level_name,
@@ -47,10 +48,10 @@ def write(logdir: pathlib.Path, config: Config) -> dict[str, Any]:
         "seed": config.seed,
         "agent_steps": frames // repeats,
         "environment_frames": frames,
-        "updates": int(last.get("updates") or 0),
-        "skipped_updates": int(last.get("skipped_updates") or 0),
-        "hours": last.get("hours"),
-        "games": int(last.get("games") or 0),
+        "updates": counts["updates"],
+        "skipped_updates": counts["skipped"],
+        "hours": round(counts["hours"], 5),
+        "games": counts["games"],
         "raw_return": _returns(known, RETURN),
         "episode_return": _returns(known, EPISODES),
         "games_in_a_mean": GAMES,

@@ -219,3 +219,29 @@ def test_only_moments_of_a_few_frames_are_taken():
     frames[::4] = 8
     picture.follow(frames, alone)
     assert picture.mean.tolist() == [[8, 8], [8, 8]]
+
+
+def test_one_number_far_out_does_not_make_all_others_look_alike():
+    normalizer = VectorNormalizer(2)
+    generator = torch.Generator().manual_seed(1)
+    for batch in range(60):
+        vectors = torch.randn(16, 4, 2, generator=generator)
+        if batch == 30:
+            vectors[3, 2, 1] = 1e9
+        normalizer.follow(vectors, lambda tensor: None)
+    assert (normalizer.variance < 10).all()
+    assert normalizer.mean.abs().max() < 1
+    # A scale that truly changes is followed all the same.
+    for _ in range(200):
+        normalizer.follow(1e4 * torch.randn(16, 4, 2, generator=generator), lambda tensor: None)
+    assert (normalizer.variance > 1e6).all()
+
+
+def test_what_is_not_finite_moves_nothing():
+    normalizer, scale = VectorNormalizer(2), ValueScale()
+    head = torch.nn.Linear(2, 1)
+    for value in (1.0, float("inf"), float("nan")):
+        normalizer.follow(torch.full((2, 2, 2), value), lambda tensor: None)
+        scale.follow(torch.full((2, 2), value), lambda tensor: None, head)
+    for module in (normalizer, scale, head):
+        assert all(tensor.isfinite().all() for tensor in module.state_dict().values())

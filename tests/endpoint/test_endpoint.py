@@ -294,7 +294,7 @@ def test_no_combination_of_sizes_starves(serve, client_of, batch, num_envs):
 
 
 def test_room_that_a_dead_actor_holds_comes_back(serve, client_of, monkeypatch):
-    monkeypatch.setattr("impala_torch.endpoint.server.CREDIT_SECS", 0.5)
+    monkeypatch.setattr("impala_torch.endpoint.peers.CREDIT_SECS", 0.5)
     learner = serve(batch=2, capacity=1)
     dead = client_of(learner, 0, num_envs=2)
     dead.connect()

@@ -18,7 +18,7 @@ import pytest
 import zmq
 
 from impala_torch.endpoint import keys as curve
-from impala_torch.endpoint import messages, server
+from impala_torch.endpoint import messages, peers, server
 from impala_torch.endpoint.client import EndpointClient, Refused, RunEnded, ask_status
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.local_sockets import path_of
@@ -223,7 +223,7 @@ def test_a_second_hello_gives_back_what_the_first_held(serve, client_of, second,
 @pytest.fixture
 def never_lapses(monkeypatch):
     """Credit is never taken back by the clock: who is gone must be noticed."""
-    monkeypatch.setattr(server, "CREDIT_SECS", 1e9)
+    monkeypatch.setattr(peers, "CREDIT_SECS", 1e9)
     monkeypatch.setattr(server, "LOOK_SECS", 0.1)
 
 
@@ -295,8 +295,8 @@ def test_one_that_waits_and_is_silent_is_passed_over(serve, client_of, monkeypat
     frozen.close()
 
 
-def test_an_unroll_that_comes_too_late_is_no_fault(serve, monkeypatch):
-    monkeypatch.setattr(server, "CREDIT_SECS", 0.2)
+def test_an_unroll_that_comes_too_late_is_no_fault(serve, monkeypatch, caplog):
+    monkeypatch.setattr(peers, "CREDIT_SECS", 0.2)
     monkeypatch.setattr(server, "LOOK_SECS", 0.1)
     learner = serve()
     slow = raw_actor(learner)
@@ -306,10 +306,32 @@ def test_an_unroll_that_comes_too_late_is_no_fault(serve, monkeypatch):
     while (kind := receive(slow)["type"]) == "wait":
         pass
     assert kind == "same"
-    assert learner.batches.depth == 0  # it was dropped: others may have its room
+    assert learner.batches.depth == 1  # there was room for it
+    assert learner.server.status()["late_unrolls"] == 2
+    assert "took 0 s to send its unroll (a slow link?): it was taken all the same" in caplog.text
+    (peer,) = learner.server._peers.values()
+    assert peer.credit_secs > 0.4  # its next may take longer
     slow.send_multipart(good_parts(learner.spec))
     assert "without credit" in receive(slow)["reason"]
     slow.close()
+
+
+def test_one_that_plays_for_long_is_heard_of_all_the_same(serve, monkeypatch):
+    monkeypatch.setattr(messages, "ALIVE_SECS", 0.1)
+    monkeypatch.setattr(peers, "ABSENT_SECS", 1.0)
+    learner = serve()
+    client = EndpointClient(learner.address, learner.spec, 0, 2, timeout_secs=10)
+    client.connect()
+    with client.playing():
+        for _ in range(20):
+            time.sleep(0.1)
+            assert learner.server.num_connected == 1
+    time.sleep(1.2)  # at something else, and not a word
+    assert learner.server.num_connected == 0
+    assert client.pull(-1) is None
+    assert learner.server.num_connected == 1
+    assert learner.server.bad_messages == 0
+    client.close()
 
 
 # --- memory -----------------------------------------------------------------------------------

@@ -1,5 +1,10 @@
 """What environments do that they must not: told by name, step and action, or ended in time."""
 
+import os
+import signal
+import sys
+import time
+
 import numpy as np
 import pytest
 
@@ -9,6 +14,7 @@ from impala_torch.flags import exit_codes
 from impala_torch.flags.errors import EnvironmentFault
 from impala_torch.structures import LevelOptions
 from tests import fakes
+from tests.test_experiment import wait_until
 
 FAULTS = {
     "NanReward": "its reward is nan, which is not finite",
@@ -20,6 +26,13 @@ FAULTS = {
     "NoneObservation": "its observation is None",
     "OtherShape": "its observation has shape (3,), and its observation_space (2,)",
     "FourValues": "it raised ValueError: not enough values to unpack",
+    "Objects": "its observation is of type object, which is no number",
+    "ComplexNumbers": "its observation is of type complex128, which is no number",
+    "Ragged": "its observation is no array: ",
+    "NoInfo": "its info is None, and no dictionary",
+    "WordForAnEnd": "its terminated is 'no', which is neither True nor False",
+    "WordForAReward": "its reward is '1.0', which is no number",
+    "Leaves": "it raised SystemExit: 0",
     "Raises": "it raised KeyError: 'no such key'",
 }
 
@@ -40,7 +53,7 @@ def test_a_fault_is_told_with_environment_step_and_action(name, repeats, monkeyp
     assert f"--level_name=tests.fakes:{name}-v0, environment 0, " in words
     assert FAULTS[name] in words
     assert "action 1" in words
-    if "observation is" not in FAULTS[name] or "None" in name:
+    if not FAULTS[name].startswith("number "):
         assert "step 4" in words
 
 
@@ -62,6 +75,10 @@ def test_what_is_right_passes_as_it_is():
     assert env.step(1)[1:] == (1.0, False, False, {})
     assert env.step(np.int64(1))[1:] == (2.0, False, False, {})
     assert env.step(1)[1:] == (3.0, True, False, {})
+    plain.step = lambda action: ([0.0, 0], np.array([2]), np.False_, 1, {"a": 1})
+    observation, *others = env.step(1)
+    assert observation.tolist() == [0, 0]
+    assert others == [2.0, False, True, {"a": 1}]
 
 
 @pytest.mark.slow
@@ -72,6 +89,41 @@ def test_sampling_ends_with_the_process_that_fails(run_python, mode):
     assert ended.returncode == exit_codes.FAILED
     assert "its reward is nan" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_sampling_leaves_no_process_when_it_is_ended(start, tmp_path):
+    flags = ["--level_name=CartPole-v1", "--mode=sample", "--sample_secs=600", "--num_actors=2"]
+    mark = f"--logdir={tmp_path}"
+    process = start([sys.executable, "experiment.py", *flags, mark])
+    wait_until(lambda: len(children_of(process.pid)) >= 2)
+    children = children_of(process.pid)
+    process.terminate()
+    process.wait(timeout=20)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in children), 20)
+
+
+def children_of(pid: int) -> list[int]:
+    """Of its main thread, which starts them."""
+    try:
+        return [int(child) for child in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+    except OSError:
+        return []
+
+
+@pytest.mark.slow
+def test_time_in_which_a_process_was_frozen_is_not_its_environments(start, tmp_path):
+    flags = ["--level_name=CartPole-v1", "--mode=sample", "--sample_secs=8", "--num_actors=1"]
+    process = start([sys.executable, "experiment.py", *flags, "--env_timeout=1"])
+    wait_until(lambda: len(children_of(process.pid)) >= 1)
+    time.sleep(8)  # it is at it by now
+    children = children_of(process.pid)
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in children:
+        os.kill(pid, signal.SIGCONT)
+    assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_ways_to_write_a_flag(argv, name, value):
         (["--episodic_life=maybe"], ["episodic_life", "maybe"]),
         (["--learning_rate=nan"], ["--learning_rate", "finite"]),
         (["--gradients_clipping=inf"], ["--gradients_clipping", "finite"]),
-        (["--seed=-1"], ["--seed", "negative"]),
+        (["--seed=-1"], ["--seed", "between 0 and"]),
         (["--discounting=1.5"], ["--discounting", "between 0 and 1"]),
         (["train"], ["'train' is not a flag"]),
         (["--seed=1", "--", "x"], ["'x' is not a flag"]),

@@ -319,7 +319,7 @@ def test_a_learner_without_actors_learns_from_what_the_others_have(start, free_p
     # Every other batch is of the first learner's actor, learned from by the second.
     shared = [float(row["shared_share"]) for row in rows if int(row["frames"]) > 20_000]
     assert sum(shared) / len(shared) == pytest.approx(0.5, abs=0.1)
-    assert all(float(row["policy_lag"]) >= 0 for row in rows)
+    assert all(float(row["policy_lag"]) >= 0 for row in rows if row["policy_lag"])
 
 
 @pytest.mark.slow

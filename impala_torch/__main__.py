@@ -59,13 +59,8 @@ def _run(config: Config) -> int:
     if config.mode not in ("test", "sample") and not _is_client(config):
         stop.install()
         return _learn(config, stop.requested)
-    from impala_torch.measure import sample
-
     try:
         return _with_environments(config)
-    except sample.Failed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return exit_codes.FAILED
     except EnvironmentFault as error:  # and where in the environment's code, if it raised
         log.error("%s", error, exc_info=error.__cause__)
         return exit_codes.FAILED
@@ -88,7 +83,11 @@ def _with_environments(config: Config) -> int:
     if config.mode == "sample":
         from impala_torch.measure import sample
 
-        print(sample.run(config))
+        try:
+            print(sample.run(config))
+        except sample.Failed as error:
+            print(f"error: {error}", file=sys.stderr)
+            return exit_codes.FAILED
         return exit_codes.FINISHED
     if config.job_name == "actor":
         from impala_torch import actor

@@ -54,7 +54,7 @@ _POLL_SECS = 0.5  # how long a learner without a batch waits before it looks aro
 _SHARING_POLL_SECS = (0.002, 0.05)
 _COMING_SECS = 0.0005  # where unrolls are on their way to it
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
-_SKIPPED_SECS = 10.0  # between words on updates that are not made
+_SKIPPED_SECS = 10.0  # between words on gradients that are not finite, or far too large
 # A gradient so many times larger than usual is told of, after so many updates.
 _OUTLIER, _KNOWN_UPDATES = 1e5, 100
 
@@ -124,7 +124,7 @@ class Learner:
         self.frames_per_batch = steps * level.num_action_repeats
         self._backwards = 0  # since the last step
         self._skipped_in_a_row = 0  # batches without an update, since none was finite
-        self._told_skipped = -math.inf  # when
+        self._told_skipped = self._told_outlier = -math.inf  # when
         self._usual_norm = 0.0  # of gradients, running mean
         self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(
@@ -288,8 +288,8 @@ class Learner:
         if norm > _OUTLIER * usual > 0 and self.config.gradients_clipping < 0:
             self._usual_norm = usual
             now = time.monotonic()
-            if now - self._told_skipped > _SKIPPED_SECS:
-                self._told_skipped = now
+            if now - self._told_outlier > _SKIPPED_SECS:
+                self._told_outlier = now
                 log.warning(
                     "update %d: its gradient's norm, %.3g, is %.0g times the usual, which can "
                     "spoil what was learned: --gradients_clipping and --reward_clipping bound it",
@@ -420,7 +420,7 @@ class Learner:
 
     def _publish(self) -> None:
         """Gives actors the weights. Raises NotFinite, and gives nothing, where they are not."""
-        if not finite.are_finite(self.parameters):
+        if not finite.weights_are_finite(self.parameters):
             raise NotFinite(f"the weights are not finite after update {self.state.updates}")
         packed = weights.pack(self.agent, self.config.weights_precision)
         self.endpoint.publish(self.state.updates, packed, self.state.frames)

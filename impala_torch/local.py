@@ -115,18 +115,12 @@ class _Actors:
             then = f"it is started again in {actor.delay:.0f} s"
             actor.due, actor.delay = now + actor.delay, min(2 * actor.delay, _LONGEST_DELAY)
         words = "actor %d ended with exit code %d: %s; the end of its log:\n%s"
-        log.error(words, actor.task, code, then, self._tail(actor.task))
+        last_words = processes.last_words(self._log_of(actor.task))
+        log.error(words, actor.task, code, then, last_words)
 
     def _start(self, task: int) -> subprocess.Popen:
         flags = command_line.to_argv(self._config, job_name="actor", task=task)
         return processes.spawn("impala_torch", flags, self._log_of(task))
-
-    def _tail(self, task: int) -> str:
-        try:
-            lines = self._log_of(task).read_text(errors="replace").splitlines()[-10:]
-        except OSError as error:
-            return f"    it cannot be read: {error.strerror}"
-        return "\n".join(f"    {line}" for line in lines)
 
     def _log_of(self, task: int) -> pathlib.Path:
         return self._logdir / "workers" / f"actor-0-{task}.log"

@@ -452,18 +452,15 @@ FAKES = [
 ]
 
 
+# With rewards of 1e12 the square of the gradient is no float32.
+TOO_LARGE = [*FAKES, "--baseline_cost=1e10", "--total_environment_frames=20000"]
+
+
 @pytest.mark.slow
 def test_one_number_that_is_too_large_costs_updates_and_not_the_run(run_python, tmp_path):
-    """Each of the 8 environments gives 1e12 once: its gradient's square is no float32."""
+    """Each of the 8 environments gives it once."""
     level = "--level_name=tests.fakes:LargeRewardOnce-v0"
-    flags = [
-        *FAKES,
-        level,
-        "--baseline_cost=1e10",
-        f"--logdir={tmp_path}",
-        "--total_environment_frames=20000",
-    ]
-    done = run_python("experiment.py", *flags)
+    done = run_python("experiment.py", *TOO_LARGE, level, f"--logdir={tmp_path}")
     assert done.returncode == 0, done.stderr
     last = metrics_of(tmp_path)[-1]
     skipped = int(last["skipped_updates"])
@@ -478,14 +475,7 @@ def test_one_number_that_is_too_large_costs_updates_and_not_the_run(run_python, 
 @pytest.mark.slow
 def test_numbers_that_stay_too_large_end_the_run_with_the_last_good_weights(run_python, tmp_path):
     level = "--level_name=tests.fakes:LargeReward-v0"
-    flags = [
-        *FAKES,
-        level,
-        "--baseline_cost=1e10",
-        f"--logdir={tmp_path}",
-        "--total_environment_frames=20000",
-    ]
-    done = run_python("experiment.py", *flags)
+    done = run_python("experiment.py", *TOO_LARGE, level, f"--logdir={tmp_path}")
     assert done.returncode == exit_codes.NOT_FINITE, done.stderr
     assert "error: 10 batches in a row gave no gradient that is finite" in done.stderr
     assert "Traceback" not in done.stderr

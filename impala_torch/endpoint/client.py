@@ -97,9 +97,10 @@ class EndpointClient:
         self._pulled_from: Any = None  # the instance that the actor's weights are of
         self.wait_secs = 0.0  # spent waiting for the learner, in all
         self._told_wait_secs = 0.0  # of them, told with unrolls
-        self._free = threading.Lock()  # held by who may use the socket
+        # Held by who may use the socket: the caller's thread, but while it plays.
+        self._free = threading.Lock()
         self._free.acquire()
-        self._is_playing, self._closed = threading.Event(), threading.Event()
+        self._closed = threading.Event()
         threading.Thread(target=self._beat, name="alive", daemon=True).start()
 
     def connect(self) -> Welcome:
@@ -159,25 +160,21 @@ class EndpointClient:
     @contextlib.contextmanager
     def playing(self) -> Iterator[None]:
         """Tells the learner now and then that this actor lives, while the block uses no call."""
-        self._is_playing.set()
         self._free.release()
         try:
             yield
         finally:
             self._free.acquire()
-            self._is_playing.clear()
 
     def _beat(self) -> None:
         """A thread: a socket may be used by several, one at a time, as the lock has it."""
         message = messages.encode("alive")
         while not self._closed.wait(messages.ALIVE_SECS):
-            if not self._is_playing.is_set() or not self._free.acquire(blocking=False):
+            if not self._free.acquire(blocking=False):
                 continue
             try:
-                if self._socket is not None:
-                    self._socket.send(message, zmq.NOBLOCK)
-            except zmq.ZMQError:  # the next call notices what ails the connection
-                pass
+                with contextlib.suppress(_Silent):  # the next call notices it too
+                    self._send([message])
             finally:
                 self._free.release()
 

@@ -63,12 +63,11 @@ class EvaluationProcess:
         if self._process is None or self._told or self._process.poll() is None:
             return
         self._told = True
-        lines = self._log.read_text(errors="replace").splitlines()[-10:]
         log.error(
             "the evaluator ended with exit code %d, and there are no more evaluations; the end of "
             "its log:\n%s",
             self._process.returncode,
-            "\n".join(f"    {line}" for line in lines),
+            processes.last_words(self._log),
         )
 
     def __exit__(

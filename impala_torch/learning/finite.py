@@ -27,7 +27,7 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 @torch.no_grad()
-def are_finite(tensors: Sequence[torch.Tensor]) -> bool:
+def weights_are_finite(tensors: Sequence[torch.Tensor]) -> bool:
     """``all_finite``, in one pass where they are: for each time that weights are published."""
     return math.isfinite(float(torch.nn.utils.get_total_norm(tensors))) or all_finite(tensors)
 

@@ -95,6 +95,15 @@ def warn_of_few_files(peers: int) -> None:
         )
 
 
+def last_words(log_path: pathlib.Path) -> str:
+    """The end of a child's log, indented, to be told where it died."""
+    try:
+        lines = log_path.read_text(errors="replace").splitlines()[-10:]
+    except OSError as error:
+        lines = [f"it cannot be read: {error.strerror}"]
+    return "\n".join(f"    {line}" for line in lines)
+
+
 def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
     """Waits up to ``grace_secs`` for children to end by themselves, then ends them."""
     deadline = time.monotonic() + grace_secs

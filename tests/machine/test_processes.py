@@ -1,5 +1,7 @@
 """What a process asks of the system."""
 
+from impala_torch.machine import processes
+
 
 def test_as_many_files_may_be_open_as_the_system_allows(run_python):
     code = (
@@ -16,3 +18,10 @@ def test_as_many_files_may_be_open_as_the_system_allows(run_python):
     assert done.stdout == "4096\n", done.stderr
     assert "may open 4096 files, and with 4090 actor(s) it needs about 4122" in done.stderr
     assert "4000" not in done.stderr
+
+
+def test_last_words_of_a_log_and_of_one_that_is_gone(tmp_path):
+    log = tmp_path / "actor.log"
+    assert processes.last_words(log) == "    it cannot be read: No such file or directory"
+    log.write_text("".join(f"line {number}\n" for number in range(20)))
+    assert processes.last_words(log).splitlines() == [f"    line {n}" for n in range(10, 20)]

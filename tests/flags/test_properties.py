@@ -121,7 +121,7 @@ def test_a_number_out_of_its_range_is_told(field):
     said = {
         above is not None: f"must be more than 0, not {wrong}",
         low == 0: f"must not be negative, and is {wrong}",
-        high is not None: f"must be between 0 and 1, not {wrong}",
+        high is not None: f"must be between {low} and {high}, not {wrong}",
         low == -1: f"must be -1 (train locally) or more, not {wrong}",
     }
     with pytest.raises(UserError) as caught:
@@ -138,7 +138,7 @@ def test_numbers_are_finite_and_may_be_large():
     for value in (float("inf"), float("nan")):
         with pytest.raises(UserError, match="--gradients_clipping must be a finite number, not"):
             checks.check_ranges(Config(gradients_clipping=value))
-    checks.check_ranges(Config(seed=10**400, gradients_clipping=-1e300))
+    checks.check_ranges(Config(total_environment_frames=10**400, gradients_clipping=-1e300))
 
 
 def test_the_frontends_flags_are_checked_where_they_are_read():

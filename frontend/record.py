@@ -31,7 +31,11 @@ def new_id() -> str:
 
 
 def save(run: Plan) -> None:
-    """Writes the record and points the session's name to it."""
+    """Writes the record and points the session's name to it.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     rows = [worker for one in run.sets for worker in (one.learner, *one.actors)]
     content = {
         "run_id": run.run_id,
@@ -46,10 +50,15 @@ def save(run: Plan) -> None:
             for row in sorted(rows, key=lambda row: row.line)
         ],
     }
-    _write(pathlib.Path(run.record), json.dumps(content, indent=1))
     pointer = _pointer(run.options.tmux_sess)
-    pointer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _write(pointer, run.run_id)
+    try:
+        _write(pathlib.Path(run.record), json.dumps(content, indent=1))
+        pointer.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _write(pointer, run.run_id)
+    except OSError as error:
+        raise UserError(
+            f"the run's record {run.record} cannot be written: {error.strerror}"
+        ) from error
 
 
 def load(path: str) -> Plan:

@@ -12,7 +12,8 @@ from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
-from impala_torch.learning.group import Group
+from impala_torch.learning.group import ENDING, Group
+from impala_torch.learning.watchdog import Watchdog
 from impala_torch.machine import cores, processes, sockets
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,10 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
             actor_hosts=hosts,
             learner_threads=config.learner_threads or max(1, count // 2),
         )
-        learner = Learner(config, Group(), logdir)
+        group = Group()
+        watchdog = stack.enter_context(Watchdog(group, config.stall_secs, should_stop))
+        learner = Learner(config, group, logdir)
+        learner.endpoint.standing = watchdog.status
         evaluation = stack.enter_context(EvaluationProcess(config, logdir, should_stop))
         actors = _Actors(config, logdir)
         try:
@@ -55,6 +59,7 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
             if actors.are_gone():
                 raise ActorsGone("all actors have ended: see their logs above")
         finally:
+            group.phase = ENDING
             learner.close()
             actors.end()
 

@@ -1,4 +1,5 @@
-"""Whether a run can start at all: agent, level and checkpoint, checked before anything is.
+"""Whether a run can start at all: agent, level, directory and checkpoint, checked before anything
+is.
 
     python -m impala_torch.preflight FLAGS
 
@@ -13,10 +14,14 @@ from impala_torch import agents, environments
 from impala_torch.flags import command_line
 from impala_torch.flags.config import Config
 from impala_torch.learning import checkpoint
+from impala_torch.report import rundir
 
 
 def check(config: Config) -> None:
-    """Raises UserError for an agent, a level or a checkpoint that does not fit the others."""
+    """Raises UserError for an agent, a level or a checkpoint that does not fit the others, and for
+    a directory that another run has."""
+    if config.logdir:
+        rundir.check_free(pathlib.Path(config.logdir))
     spec = environments.spec_for(config)
     agents.make_for(config, spec)
     logdir = pathlib.Path(config.logdir)

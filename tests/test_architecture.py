@@ -39,7 +39,7 @@ MAY_IMPORT = {
         *("flags", "structures", "agents", "environments", "endpoint", "algorithms", "learning"),
         *("acting", "learner", "report", "machine"),
     },
-    "impala_torch.preflight": {"flags", "agents", "environments", "learning"},
+    "impala_torch.preflight": {"flags", "agents", "environments", "learning", "report"},
     "impala_torch.plot": {"flags", "report"},
     "impala_torch.tb": {"flags"},
     "impala_torch.runner": {"flags", "machine", "report"},

@@ -7,6 +7,7 @@ itself for this one. What is sent arrives on standard input, never on a command 
 the run's keys. Needs nothing but libtmux.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -15,7 +16,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from frontend.hosts import facts
@@ -26,6 +27,7 @@ from impala_torch.flags.errors import UserError
 REPLY = "IMPALA_TORCH_REPLY "
 _HOME = "~/.impala_torch"  # of what runs leave on their hosts until they end
 _TAIL_LINES = 10
+_NEW_AND_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _KEEP_SECS = 30 * 86400.0  # of logs on hosts after their run
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")  # see record.new_id
 
@@ -73,14 +75,15 @@ def _start(request: Mapping[str, Any]) -> dict[str, Any]:
             f"a tmux session '{session.name}' of {whose} exists there: end it (--action=stop from "
             "where it was started), or give another --tmux_sess"
         )
-    directory = _make_run_dir(run_id)
     _put(request)
     windows = []
-    for name, argv in request["windows"]:
-        # A window's command must fit a message of tmux's; the file also tells how it was started.
-        script = directory / f"{name}.sh"
-        script.write_text(f"exec {shlex.join(argv)}\n")
-        windows.append((name, ["bash", str(script)]))
+    with _run_dir(run_id) as directory:
+        for name, argv in request["windows"]:
+            # A window's command must fit a message of tmux's; the file also tells how it was
+            # started.
+            script = directory / f"{name}.sh"
+            script.write_text(f"exec {shlex.join(argv)}\n")
+            windows.append((name, ["bash", str(script)]))
     if hung := request.get("hung"):
         session.kill_windows(hung)
     cwd = os.path.abspath(os.path.expanduser(request["cwd"]))
@@ -92,13 +95,16 @@ def _start(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _put(request: Mapping[str, Any]) -> dict[str, Any]:
     """Writes files of the run, for the owner only."""
-    directory = _make_run_dir(request["run_id"])
-    for name, content in request.get("files", {}).items():
-        path = directory / name
-        temporary = path.with_name(f".{name}.{os.getpid()}")
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(content)
-        os.replace(temporary, path)
+    with _run_dir(request["run_id"]) as directory:
+        for name, content in request.get("files", {}).items():
+            path = directory / name
+            temporary = path.with_name(f".{name}.{os.getpid()}")
+            try:
+                with open(os.open(temporary, _NEW_AND_OWN, 0o600), "w") as file:
+                    file.write(content)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
     return {"directory": str(directory)}
 
 
@@ -170,13 +176,18 @@ def _tail(path: pathlib.Path) -> list[str]:
         return []
 
 
-def _make_run_dir(run_id: str) -> pathlib.Path:
+@contextlib.contextmanager
+def _run_dir(run_id: str) -> Iterator[pathlib.Path]:
+    """The run's directory, to write to. Raises UserError, which names it, where that fails."""
     directory = pathlib.Path(os.path.expanduser(run_dir(run_id)))
-    directory.parent.mkdir(mode=0o700, exist_ok=True)
-    if not directory.exists():
-        directory.mkdir(mode=0o700)
-        _forget_old_runs(directory.parent)
-    return directory
+    try:
+        directory.parent.mkdir(mode=0o700, exist_ok=True)
+        if not directory.exists():
+            directory.mkdir(mode=0o700)
+            _forget_old_runs(directory.parent)
+        yield directory
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written to: {error.strerror}") from error
 
 
 def _forget_old_runs(folder: pathlib.Path) -> None:

@@ -12,8 +12,24 @@ mkdir -p "$(dirname "$log")"
 
 # Runs a command, shows what it says, appends that to the log, and returns the command's exit code.
 logged() {
-  # Ctrl-C reaches tee as well; without -i it would end, and what the command says while it ends
-  # would be lost, or kill it.
-  "$@" 2>&1 | tee -i -a "$log"
+  "$@" 2>&1 | keep
   return "${PIPESTATUS[0]}"
+}
+
+# Shows its input and appends it to the log. Where that cannot be written, as on a full disk, the
+# input is shown all the same, and the log is tried again a while later.
+keep() {
+  # Ctrl-C reaches what keeps the log as well; it would end, and what the command says while it
+  # ends would be lost, or kill it.
+  trap '' INT
+  tee -a --output-error=exit "$log" && return
+  while show_for_a_while; do
+    tee -a --output-error=exit "$log" 2>/dev/null && return
+  done
+}
+
+# Fails where all was shown, or nobody is there to see it.
+show_for_a_while() {
+  timeout --foreground "${KEEP_LOG_PAUSE:-10}" cat
+  [ $? = 124 ]
 }

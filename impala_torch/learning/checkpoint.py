@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +24,8 @@ from impala_torch.learning.finite import all_finite
 log = logging.getLogger(__name__)
 
 INDEX = "checkpoint.json"
+# See write_atomically.
+_TEMPORARY = re.compile(r"\.((checkpoint-\d+\.pt)|(checkpoint|config|results)\.json)\.\d+")
 
 
 def name_of(frames: int) -> str:
@@ -138,6 +141,14 @@ def write_atomically(path: pathlib.Path, data: bytes | memoryview) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def clear_unfinished(logdir: pathlib.Path) -> None:
+    """Removes what a process left that was killed while it wrote atomically, as large as a
+    checkpoint. For who alone writes to the directory."""
+    for path in logdir.glob(".*.*"):
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _load(path: pathlib.Path, sha256: str | None) -> dict[str, Any]:

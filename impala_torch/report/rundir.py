@@ -23,7 +23,7 @@ from impala_torch.report.beside import why
 log = logging.getLogger(__name__)
 
 LOCK = "run.lock"
-_LOCK_SECS = 5.0  # that a run before this one may take to end, as when it is started again
+_LOCK_SECS = 15.0  # that a run before this one may take to end, as when it is started again
 _held: dict[pathlib.Path, IO[str]] = {}  # locks of this process, until it ends
 
 _GIT_SECS = 20.0  # that git may take to say what the program is
@@ -41,6 +41,7 @@ def prepare(config: Config) -> pathlib.Path:
     try:
         logdir = _made(config)
         _lock(logdir)
+        checkpoint.clear_unfinished(logdir)
     except OSError as error:
         named = config.logdir or default_logdir(config.level_name)
         raise UserError(f"--logdir={named} cannot be written to: {error.strerror}") from error
@@ -79,39 +80,65 @@ def _made(config: Config) -> pathlib.Path:
     return logdir
 
 
+def check_free(logdir: pathlib.Path) -> None:
+    """Raises UserError where another run has the directory, which need not exist."""
+    path = logdir.resolve() / LOCK
+    if path in _held:
+        return
+    with contextlib.suppress(FileNotFoundError), open(path) as file:
+        if not _try_lock(file):
+            raise UserError(_in_use(logdir, file))
+
+
 def _lock(logdir: pathlib.Path) -> None:
     """Keeps other runs out, as long as this process lives.
 
     Raises:
-      UserError: another run has the directory.
+      UserError: another run has the directory, and does not end for a while.
     """
     path = logdir.resolve() / LOCK
     if path in _held:
         return
     file = open(path, "a+")  # noqa: SIM115 (open as long as the process lives)
-    deadline = time.monotonic() + _LOCK_SECS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                file.close()
-                raise UserError(
-                    f"--logdir={logdir} is in use by {holder}: a run is training there. Stop it, "
-                    "or give another --logdir"
-                ) from None
-            time.sleep(0.1)
-        except OSError as error:  # a file system that knows no locks
-            log.warning("%s cannot be locked against other runs: %s", logdir, error.strerror)
-            break
+    begun, told = time.monotonic(), False
+    while not _try_lock(file):
+        waited = time.monotonic() - begun
+        if waited > _LOCK_SECS:
+            words = _in_use(logdir, file)
+            file.close()
+            raise UserError(words)
+        if waited > 1.0 and not told:
+            told = True
+            log.info("%s is in use by %s: waiting for it to end", logdir, _holder(file))
+        time.sleep(0.1)
     _held[path] = file
     with contextlib.suppress(OSError):  # a full disk: it is locked all the same
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
+
+
+def _try_lock(file: IO[str]) -> bool:
+    """Whether it is locked now, or cannot be where the file system knows no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("%s cannot be locked against other runs: %s", file.name, error.strerror)
+    return True
+
+
+def _holder(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read().strip() or "another process"
+
+
+def _in_use(logdir: pathlib.Path, file: IO[str]) -> str:
+    return (
+        f"--logdir={logdir} is in use by {_holder(file)}: a run is training there. Stop it, or "
+        "give another --logdir"
+    )
 
 
 def _git_commit() -> str:

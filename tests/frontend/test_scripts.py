@@ -20,12 +20,25 @@ from frontend.hosts import hosts, sync
 from frontend.hosts.hosts import HostSpec
 from frontend.hosts.tmux import Session, WindowState
 from impala_torch.flags import exit_codes
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fill
 
 FILES = sorted(scripts.HERE.glob("*.sh"))
 KEEPERS = ["keep_log.sh", "keep_going.sh"]
 # Says which start it is, by the lines of a file that is its first argument.
 COUNT = 'echo x >>"$0"; n=$(wc -l <"$0"); echo "start $n"; '
+
+
+# Ends in so many words when it hears Ctrl-C. (A shell with a trap may spin for ever, where the
+# signal reaches it and a child that it has just made.)
+ENDING = """
+import signal, sys, time
+def end(*_):
+    print("ending", flush=True)
+    sys.exit(int(sys.argv[1]))
+signal.signal(signal.SIGINT, end)
+print("ready", flush=True)
+time.sleep(60)
+"""
 
 
 def argv_of(name: str, *words: str) -> list[str]:
@@ -230,6 +243,24 @@ def test_a_log_that_cannot_be_written_costs_the_command_nothing(call, home):
     assert "file" in done.stderr
 
 
+@pytest.mark.parametrize("name", KEEPERS)
+def test_a_log_on_a_full_disk_goes_on_when_there_is_room(call, home, small_disk, name):
+    big = small_disk / "big"
+    fill(big)
+    program = """
+        echo before; sleep 0.5; rm "$0"; sleep 0.5
+        for n in 1 2 3 4 5 6 7 8; do echo after $n; sleep 0.1; done; exit 3
+    """
+    argv = argv_of(name, small_disk / "x.log", "bash", "-c", program, big)
+    done = call(argv, env={"KEEP_LOG_PAUSE": "0.2"})
+    assert done.returncode == 3
+    shown = [f"after {n}" for n in range(1, 9)]
+    assert done.stdout.splitlines()[:9] == ["before", *shown]
+    assert done.stderr.count("No space left on device") == 1
+    logged = (small_disk / "x.log").read_text().splitlines()
+    assert logged[-2:] == shown[-2:]
+
+
 # --- starting again ---
 
 
@@ -299,9 +330,8 @@ def test_what_ran_for_long_in_between_is_not_given_up(call, home):
 
 
 def test_ctrl_c_lets_the_command_end_and_is_the_end(begin, home):
-    program = "trap 'echo ending; exit 1' INT; echo ready; while :; do sleep 0.1; done"
     log = home / "x.log"
-    process = begin(argv_of("keep_going.sh", log, "bash", "-c", program))
+    process = begin(argv_of("keep_going.sh", log, sys.executable, "-c", ENDING, "1"))
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == 130
@@ -327,10 +357,10 @@ def test_ctrl_c_in_a_pause_is_the_end(begin, home):
     assert process.wait(timeout=20) == 130
 
 
-@pytest.mark.parametrize(("end", "code"), [("exit 5", 5), ("exit 0", 0)])
-def test_after_ctrl_c_a_kept_commands_exit_code_is_its_own(begin, home, end, code):
-    program = f"trap 'echo ending; {end}' INT; echo ready; while :; do sleep 0.1; done"
-    process = begin(argv_of("keep_log.sh", home / "x.log", "bash", "-c", program))
+@pytest.mark.parametrize("code", [5, 0])
+def test_after_ctrl_c_a_kept_commands_exit_code_is_its_own(begin, home, code):
+    argv = [sys.executable, "-c", ENDING, str(code)]
+    process = begin(argv_of("keep_log.sh", home / "x.log", *argv))
     assert process.stdout.readline() == "ready\n"
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=20) == code

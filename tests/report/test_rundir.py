@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from impala_torch import preflight
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import UserError
 from impala_torch.learning import checkpoint
@@ -42,10 +43,13 @@ def holding(start, folder, secs) -> subprocess.Popen:
     return process
 
 
-def test_a_directory_in_use_is_refused_and_free_once_its_process_is_gone(tmp_path, start):
+def test_a_directory_in_use_is_refused_and_free_once_its_process_is_gone(
+    tmp_path, start, monkeypatch
+):
     config = CONFIG.replace(logdir=str(tmp_path / "run"))
     first = holding(start, config.logdir, 600)
     written = (tmp_path / "run" / "config.json").stat().st_mtime_ns
+    monkeypatch.setattr(rundir, "_LOCK_SECS", 1.0)
     with pytest.raises(UserError, match=f"in use by process {first.pid} on ") as caught:
         rundir.prepare(config.replace(seed=2))
     assert f"--logdir={config.logdir} " in str(caught.value)
@@ -57,10 +61,36 @@ def test_a_directory_in_use_is_refused_and_free_once_its_process_is_gone(tmp_pat
     assert rundir.prepare(config) == tmp_path / "run"  # it is this process's
 
 
-def test_a_start_waits_a_little_for_the_one_before_to_end(tmp_path, start):
+def test_a_start_waits_a_while_for_the_one_before_to_end(tmp_path, start, caplog):
     config = CONFIG.replace(logdir=str(tmp_path / "run"))
-    holding(start, config.logdir, 0.5)
-    assert rundir.prepare(config) == tmp_path / "run"
+    first = holding(start, config.logdir, 1.5)
+    with caplog.at_level("INFO"):
+        assert rundir.prepare(config) == tmp_path / "run"
+    assert caplog.text.count(f"in use by process {first.pid} on ") == 1
+
+
+def test_the_check_before_a_start_tells_at_once_of_a_directory_in_use(tmp_path, start):
+    config = CONFIG.replace(logdir=str(tmp_path / "run"))
+    preflight.check(config)
+    assert not (tmp_path / "run").exists()
+    first = holding(start, config.logdir, 600)
+    with pytest.raises(UserError, match=f"in use by process {first.pid} on "):
+        preflight.check(config)
+    first.kill()
+    first.wait()
+    preflight.check(config)
+
+
+def test_what_a_killed_process_was_writing_goes_at_the_next_start(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    ours = (".checkpoint-400.pt.71", ".checkpoint.json.71", ".config.json.7", ".results.json.71")
+    theirs = (".checkpoint-400.pt", ".notes.json.7", ".checkpoint-4.pt.old", "checkpoint-4.pt.7")
+    for name in (*ours, *theirs):
+        (folder / name).write_text("{")
+    rundir.prepare(CONFIG.replace(logdir=str(folder)))
+    left = {path.name for path in folder.iterdir()}
+    assert left == {*theirs, rundir.LOCK, "config.json", "workers"}
 
 
 def test_a_log_that_cannot_be_written_is_told_once(tmp_path, capsys):

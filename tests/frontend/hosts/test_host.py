@@ -16,7 +16,7 @@ from frontend import record
 from frontend.hosts import facts, host
 from frontend.hosts.tmux import Session
 from impala_torch.flags.errors import UserError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, fill
 
 RUN = "20260101-000000-abcd"
 
@@ -53,6 +53,19 @@ def test_windows_are_started_once_and_again_when_they_are_gone(home):
     assert start(["three", ["sleep", "600"]]) == {"started": ["three"]}
     assert set(host.handle(request("end"))["ended"]) >= {"one", "three"}
     assert not Session("impala").exists()
+
+
+def test_a_full_disk_is_told_with_the_folder(home, small_disk, monkeypatch):
+    monkeypatch.setenv("HOME", str(small_disk))
+    host.handle(request("put"))
+    fill(small_disk / "big")
+    for one in (request("put", files={"x": "y" * 9000}), request("start", windows=[], files={})):
+        one = {**one, "windows": [["one", ["true"]]], "cwd": "~"}
+        with pytest.raises(UserError) as caught:
+            host.handle(one)
+        folder = small_disk / ".impala_torch" / RUN
+        assert str(caught.value) == f"{folder} cannot be written to: No space left on device"
+        assert not list(folder.glob(".x*"))
 
 
 def test_files_are_for_the_owner_and_go_at_the_end(home):

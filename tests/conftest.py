@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def fill(path: pathlib.Path) -> None:
 
 @pytest.fixture
 def start():
-    """Starts processes; whichever of them is left at the test's end is ended, by its id."""
+    """Starts processes, each in a group of its own; whichever of them is left at the test's end is
+    ended with its group, by its id."""
     with contextlib.ExitStack() as stack:
 
         def launch(argv, **kwargs) -> subprocess.Popen:
@@ -110,7 +112,7 @@ def tmux_env():
 
 def _end(process: subprocess.Popen) -> None:
     if process.poll() is None:
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
 
 

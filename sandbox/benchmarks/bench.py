@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,18 +32,22 @@ sys.path.insert(0, str(ROOT / "sandbox" / "benchmarks"))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import wire  # noqa: E402
+from absl import flags  # noqa: E402
 
 from impala_torch import environments  # noqa: E402
 from impala_torch.acting.player import Player  # noqa: E402
 from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
-from impala_torch.agents import make_agent, precision  # noqa: E402
+from impala_torch.agents import Agent, make_agent, precision  # noqa: E402
 from impala_torch.endpoint.codec import UnrollCodec  # noqa: E402
 from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.environments.atari import AtariEnvironment  # noqa: E402
+from impala_torch.flags import command_line  # noqa: E402
 from impala_torch.flags.config import Config  # noqa: E402
+from impala_torch.flags.shares import shared_out  # noqa: E402
 from impala_torch.learner import Learner  # noqa: E402
 from impala_torch.learning.feed import make_batch  # noqa: E402
 from impala_torch.learning.group import Group  # noqa: E402
+from impala_torch.machine.cores import usable  # noqa: E402
 from impala_torch.measure import sample  # noqa: E402
 from impala_torch.report.tally import Tally  # noqa: E402
 from impala_torch.structures import AgentInput  # noqa: E402
@@ -138,14 +143,7 @@ def _acting(config: Config, options: Options) -> Row:
     environment = environments.make_environment(level, NUM_ENVS, 2)
     environment.reset()
     rng = np.random.default_rng(3)
-    observation = torch.randint(0, 255, (1, NUM_ENVS, 84, 84, 4), dtype=torch.uint8)
-    inputs = AgentInput(
-        observation.movedim(-1, 2),
-        torch.zeros(1, NUM_ENVS),
-        torch.zeros(1, NUM_ENVS, dtype=torch.bool),
-        torch.zeros(1, NUM_ENVS, dtype=torch.int64),
-    )
-    state = agent.initial_state(NUM_ENVS)
+    forward = _bare_acting(agent, NUM_ENVS)
 
     def act() -> int:
         codec.encode(collector.collect(0))
@@ -155,17 +153,31 @@ def _acting(config: Config, options: Options) -> Row:
         environment.step(rng.integers(0, spec.num_actions, NUM_ENVS))
         return NUM_ENVS
 
-    def forward() -> int:
-        with torch.inference_mode():
-            agent(inputs, state)
-        return NUM_ENVS
-
     sides: tuple[list[float], list[float]] = ([], [])
     for _ in range(options.rounds):
         sides[0].append(_rate(act, options.secs))
         emulation, forwards = (_rate(one, options.secs / 2) for one in (emulate, forward))
         sides[1].append(1 / (1 / emulation + 1 / forwards))
     return _sides(sides)
+
+
+def _bare_acting(agent: Agent, num_envs: int) -> Callable[[], int]:
+    """A function that runs an agent once, on pictures."""
+    observation = torch.randint(0, 255, (1, num_envs, 84, 84, 4), dtype=torch.uint8)
+    inputs = AgentInput(
+        observation.movedim(-1, 2),
+        torch.zeros(1, num_envs),
+        torch.zeros(1, num_envs, dtype=torch.bool),
+        torch.zeros(1, num_envs, dtype=torch.int64),
+    )
+    state = agent.initial_state(num_envs)
+
+    def forward() -> int:
+        with torch.inference_mode():
+            agent(inputs, state)
+        return num_envs
+
+    return forward
 
 
 # --- 3: learning --------------------------------------------------------------------------------
@@ -184,15 +196,9 @@ def learning(options: Options) -> Iterator[Row]:
 
 def _learning(config: Config, options: Options) -> Row:
     torch.set_num_threads(os.cpu_count() or 1)
-    logdir = pathlib.Path(config.logdir)
-    learner = Learner(config, Group(), logdir)
-    agent = make_agent(config.agent_name, learner.spec.environment).for_acting()
-    player = Player(agent, environments.make_environment(LEVEL, BATCH, 1), 1)
-    codec = UnrollCodec(learner.spec)
-    buffers = codec.encode(UnrollCollector(player, config.unroll_length).collect(0))
-    batch = make_batch(learner.spec, BATCH, learner.device)
-    for env in range(BATCH):
-        codec.decode_column(codec.decode_fields(buffers, BATCH, 0), env, batch.arrays, env)
+    learner = Learner(config, Group(), pathlib.Path(config.logdir))
+    codec, buffers = UnrollCodec(learner.spec), _encoded(learner)
+    bare = _bare_learning(learner, buffers)
     steps, queue = BATCH * config.unroll_length, learner.batches
     tally = Tally(learner.spec.environment.num_actions)
 
@@ -209,21 +215,47 @@ def _learning(config: Config, options: Options) -> Row:
         learner.update(ready, tally)
         return steps
 
-    def bare() -> int:
-        part = next(learner.algorithm.parts(learner.prepared(batch.tensors), 0))
-        loss, _ = learner.algorithm.loss(part, config.entropy_cost)
-        learner.optimizer.zero_grad()
-        loss.backward()
-        return steps
-
     feed()  # one is always ahead
     sides: tuple[list[float], list[float]] = ([], [])
     for _ in range(options.rounds):
         sides[0].append(_rate(update, options.secs))
         sides[1].append(_rate(bare, options.secs))
+    _close(learner)
+    return _sides(sides)
+
+
+def _encoded(learner: Learner) -> list[bytes]:
+    """A message of as many unrolls as a batch of the learner's has."""
+    config, spec = learner.config, learner.spec.environment
+    agent = make_agent(config.agent_name, spec).for_acting()
+    player = Player(agent, environments.make_environment(LEVEL, config.batch_size, 1), 1)
+    return UnrollCodec(learner.spec).encode(
+        UnrollCollector(player, config.unroll_length).collect(0)
+    )
+
+
+def _bare_learning(learner: Learner, buffers: list[bytes]) -> Callable[[], int]:
+    """A function that computes all that the learner's algorithm needs of a batch, and no more."""
+    config, codec = learner.config, UnrollCodec(learner.spec)
+    batch = make_batch(learner.spec, config.batch_size, learner.device)
+    for env in range(config.batch_size):
+        fields = codec.decode_fields(buffers, config.batch_size, 0)
+        codec.decode_column(fields, env, batch.arrays, env)
+
+    def learn() -> int:
+        for part in learner.algorithm.parts(learner.prepared(batch.tensors), 0):
+            loss, _ = learner.algorithm.loss(part, config.entropy_cost)
+            learner.optimizer.zero_grad()
+            loss.backward()
+        learner.algorithm.used(1.0)
+        return config.batch_size * config.unroll_length
+
+    return learn
+
+
+def _close(learner: Learner) -> None:
     learner.endpoint._num_actors = 0  # nobody is waited for
     learner.close()
-    return _sides(sides)
 
 
 # --- 4: end to end ------------------------------------------------------------------------------
@@ -255,22 +287,78 @@ def end_to_end(options: Options) -> Iterator[Row]:
         )
 
 
-def _train(level: str, agent: str, secs: float, *flags: str) -> float:
+# --- 5: both cores ------------------------------------------------------------------------------
+
+
+def joint(options: Options) -> Iterator[Row]:
+    """Whole training by a preset, against what its parts need: all cores at emulation, acting and
+    learning, each bare and on one thread, with nothing between them."""
+    yield (
+        *("preset", "steps/s", "emulation, core·µs a step", "acting", "learning"),
+        *("joint floor, steps/s", "share", "bar"),
+    )
+    cores = usable()
+    for preset in ("atari_impala", "atari_fast"):
+        words = (f"--preset={preset}", f"--level_name={LEVEL}")
+        config = shared_out(_from_flags(*words), 1, cores)
+        rates, floors, costs = [], [], []
+        for _ in range(2 if options.quick else 3):
+            costs.append(_costs(config, options))
+            floors.append(cores / sum(costs[-1]))
+            rates.append(_rate_of_training(10.0 if options.quick else 20.0, *words))
+        yield (
+            *(preset, f"{statistics.median(rates):,.0f}"),
+            *(f"{1e6 * statistics.median(one):.0f}" for one in zip(*costs, strict=True)),
+            *_sides((rates, floors))[1:],
+            "0.85",
+        )
+
+
+def _costs(config: Config, options: Options) -> tuple[float, float, float]:
+    """Core seconds of an agent step: emulation, acting, learning."""
+    torch.set_num_threads(1)
+    sampler = sample.measure(config.replace(sample_secs=2 * options.secs)).steps_per_sec
+    with tempfile.TemporaryDirectory() as folder:
+        config = config.replace(learner_host="127.0.0.1:18432", logdir=folder)
+        learner = Learner(config, Group(), pathlib.Path(folder))
+        learn = _bare_learning(learner, _encoded(learner))
+        kind = precision.resolve("auto", "cpu")
+        agent = make_agent(config.agent_name, learner.spec.environment, kind).for_acting()
+        act = _rate(_bare_acting(agent, config.num_envs), options.secs)
+        learning = _rate(learn, 2 * options.secs)
+        _close(learner)
+    return usable() / sampler, 1 / act, 1 / learning
+
+
+def _from_flags(*words: str) -> Config:
+    values = flags.FlagValues()
+    command_line.define_flags(values)
+    command_line.parse_flags(["bench", *words], values)
+    return command_line.from_flags(values)
+
+
+def _train(level: str, agent: str, secs: float, *more: str) -> float:
+    sizes = ("--batch_size=32", "--unroll_length=20")
+    return _rate_of_training(secs, f"--level_name={level}", f"--agent_name={agent}", *sizes, *more)
+
+
+def _rate_of_training(secs: float, *words: str) -> float:
     """Agent steps per second of local training, after its start."""
     with tempfile.TemporaryDirectory() as folder:
-        argv = [sys.executable, str(ROOT / "experiment.py"), f"--level_name={level}"]
-        argv += [f"--agent_name={agent}", "--batch_size=32", "--unroll_length=20"]
-        argv += [f"--logdir={folder}", "--progress_secs=2", *flags]
+        argv = [sys.executable, str(ROOT / "experiment.py")]
+        argv += [f"--logdir={folder}", "--progress_secs=2", *words]
         process = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         path = pathlib.Path(folder) / "metrics.csv"
-        while not _frames(path):
-            if process.poll() is not None:
-                raise RuntimeError(f"training ended with exit code {process.returncode}")
-            time.sleep(0.5)
-        time.sleep(5.0 + secs)
-        rows = _frames(path)
-        process.terminate()
-        process.wait(60)
+        try:
+            while not _frames(path):
+                if process.poll() is not None:
+                    raise RuntimeError(f"training ended with exit code {process.returncode}")
+                time.sleep(0.5)
+            time.sleep(5.0 + secs)
+            rows = _frames(path)
+        finally:
+            process.terminate()
+            process.wait(60)
     rows = rows[1:]  # the first one has the start in it
     (begun, first), (ended, last) = rows[0], rows[-1]
     return (last - first) / 4 / (ended - begun)
@@ -334,6 +422,7 @@ PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
     "acting": acting,
     "learning": learning,
     "end_to_end": end_to_end,
+    "joint": joint,
     "split": split,
     "steps_on_the_wire": steps_on_the_wire,
     "pulls": pulls,
@@ -378,6 +467,7 @@ def main() -> None:
         "--play", default="", help="GAME=LOGDIR,...: runs whose policies play for the wire's bytes"
     )
     options = parser.parse_args(namespace=Options())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a training does not outlive it
     chosen = options.only.split(",") if options.only else list(PARTS)
     lines = [f"{datetime.date.today()}, {os.cpu_count()} cores, {_processor()}."]
     print(lines[0], flush=True)

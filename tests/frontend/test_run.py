@@ -60,7 +60,7 @@ def test_the_readmes_example_runs_to_its_end_and_leaves_nothing(
     flags = [
         *changed,
         f"--workers_csv_path={example_csv}",
-        "--total_environment_frames=200000",
+        "--total_environment_frames=60000",
         f"--logdir={logdir}",
         "--num_envs=8",
     ]
@@ -70,7 +70,7 @@ def test_the_readmes_example_runs_to_its_end_and_leaves_nothing(
         assert said in done.stdout
     assert "impala" not in sessions(tmux_env)
     assert not processes_with(str(logdir))
-    assert frames_of(logdir) >= 200000
+    assert frames_of(logdir) >= 60000
     last = metrics_of(logdir)[-1]
     # Two learners, 32 unrolls of 20 steps each, one frame a step.
     assert int(last["updates"]) * 2 * 32 * 20 == int(last["frames"])

@@ -51,10 +51,12 @@ def _run(config: Config) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # Imports wait for the flags: a mistake in them is told at once, and an actor loads no
     # Horovod and a frontend no torch.
+    from impala_torch.environments import timeout
     from impala_torch.machine import processes
 
     processes.end_with_parent()
     processes.allow_many_files()
+    timeout.limit(config.env_timeout)
     stop = processes.StopRequest()
     if config.mode not in ("test", "sample") and not _is_client(config):
         stop.install()

@@ -16,6 +16,7 @@ from impala_torch.endpoint.client import EndpointClient, RunEnded
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import RunSpec, run_spec_of
 from impala_torch.flags.config import Config
+from impala_torch.flags.errors import EnvironmentFault, NotMade
 from impala_torch.flags.shares import shared_out
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,16 @@ def run(config: Config) -> None:
 
     Raises:
       UserError, client.Refused, client.LearnerGone: see there.
+      EnvironmentFault: of an environment's code, also while it is made. It was made before the run
+        was started, so what hinders it now may pass.
     """
+    try:
+        _run(config)
+    except NotMade as error:
+        raise EnvironmentFault(str(error)) from error.__cause__
+
+
+def _run(config: Config) -> None:
     config = shared_out(config, 1, None)
     torch.set_num_threads(config.actor_threads or 1)
     agent, level = make_acting_agent(config, tried=True), environments.level_of(config)

@@ -34,6 +34,7 @@ from impala_torch.learning import finite, optimizers
 from impala_torch.learning.feed import Feed, make_batch
 from impala_torch.learning.finite import NotFinite
 from impala_torch.learning.group import AVERAGE, ENDING, LEARNING, SAVING, WAITING, Group
+from impala_torch.learning.outliers import Norms
 from impala_torch.learning.sharing import Sharing
 from impala_torch.learning.training_state import TrainingState
 from impala_torch.learning.watchdog import Watchdog
@@ -55,8 +56,6 @@ _SHARING_POLL_SECS = (0.002, 0.05)
 _COMING_SECS = 0.0005  # where unrolls are on their way to it
 _HUNGRY_SECS = 30.0  # no batch for so long is worth a warning
 _SKIPPED_SECS = 10.0  # between words on gradients that are not finite, or far too large
-# A gradient so many times larger than usual is told of, after so many updates.
-_OUTLIER, _KNOWN_UPDATES = 1e5, 100
 
 
 class Round(NamedTuple):
@@ -110,7 +109,6 @@ class Learner:
         optimizer = optimizers.make(self.algorithm.optimizer, self.parameters, config)
         self.state = TrainingState(self.agent, optimizer, self.algorithm.kept())
         self.state.restore(logdir, config, group)
-        self._first_update = self.state.updates
         self.optimizer = group.distributed(
             optimizer,
             self.agent.named_parameters(),
@@ -125,7 +123,7 @@ class Learner:
         self._backwards = 0  # since the last step
         self._skipped_in_a_row = 0  # batches without an update, since none was finite
         self._told_skipped = self._told_outlier = -math.inf  # when
-        self._usual_norm = 0.0  # of gradients, running mean
+        self._norms = Norms()
         self._metrics: dict[str, torch.Tensor] = {}  # of those
         self.batches = BatchQueue(
             self.spec,
@@ -281,22 +279,18 @@ class Learner:
             )
 
     def _tell_outlier(self, norm: float) -> None:
-        """Warns of a gradient that nothing clips and that is far beyond those before."""
-        usual, self._usual_norm = self._usual_norm, 0.99 * self._usual_norm + 0.01 * norm
-        if self.state.updates - self._first_update < _KNOWN_UPDATES:
+        """Warns of a gradient that nothing clips and that is far beyond the others."""
+        if self.config.gradients_clipping >= 0:
             return
-        if norm > _OUTLIER * usual > 0 and self.config.gradients_clipping < 0:
-            self._usual_norm = usual
-            now = time.monotonic()
-            if now - self._told_outlier > _SKIPPED_SECS:
-                self._told_outlier = now
-                log.warning(
-                    "update %d: its gradient's norm, %.3g, is %.0g times the usual, which can "
-                    "spoil what was learned: --gradients_clipping and --reward_clipping bound it",
-                    self.state.updates,
-                    norm,
-                    norm / usual,
-                )
+        found = self._norms.see(self.state.updates, norm)
+        now = time.monotonic()
+        if found is not None and now - self._told_outlier > _SKIPPED_SECS:
+            self._told_outlier = now
+            log.warning(
+                "update %d: its gradient's norm, %.3g, is %.0g times the usual, which can spoil "
+                "what was learned: --gradients_clipping and --reward_clipping bound it",
+                *found,
+            )
 
     def prepared(self, unroll: Unroll[torch.Tensor]) -> Unroll[torch.Tensor]:
         """An unroll whose observations [T + 1, B, ...] are as the network takes them, stacked."""

@@ -22,8 +22,10 @@ _END_SECS = 10.0
 _FIRST_DELAY, _LONGEST_DELAY = 1.0, 60.0  # before an actor that died is started again
 _LONG_SECS = 60.0  # of an actor that lived so long, the next pause is short again
 _MOST_SHORT_LIVES = 20  # in a row
-# Exit codes of an actor that would end the same way again.
-_FINAL = (exit_codes.FINISHED, exit_codes.USERS_MISTAKE)
+# An actor that its learner has not heard of for so long is ended. Those that play or wait are heard
+# of every few seconds.
+_HUNG_SECS = 120.0
+_LOOK_SECS = 2.0
 
 
 def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -> None:
@@ -53,7 +55,7 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
         learner = Learner(config, group, logdir)
         learner.endpoint.standing = watchdog.status
         evaluation = stack.enter_context(EvaluationProcess(config, logdir, should_stop))
-        actors = _Actors(config, logdir)
+        actors = _Actors(config, logdir, learner.endpoint.silent_processes)
         try:
             learner.train(lambda: evaluation.should_stop() or actors.are_gone())
             if actors.are_gone():
@@ -78,19 +80,32 @@ class _Actor:
         self.gone = False  # for good
         self.short_lives = 0  # in a row
         self.delay = _FIRST_DELAY
+        self.silent = 0.0  # seconds
 
 
 class _Actors:
     """This machine's actor processes: what dies is started again, as the frontend does it."""
 
-    def __init__(self, config: Config, logdir: pathlib.Path) -> None:
+    def __init__(
+        self, config: Config, logdir: pathlib.Path, silent_processes: Callable[[], set[int]]
+    ) -> None:
+        """
+        Args:
+          config: the flags.
+          logdir: where their logs go.
+          silent_processes: asks for the ids of those that the learner has not heard of for a
+            while, though they were welcomed.
+        """
         self._config, self._logdir = config, logdir
+        self._silent_processes = silent_processes
+        self._looked = time.monotonic()
         self._actors = [_Actor(task, self._start(task)) for task in range(config.num_actors)]
         count, folder = len(self._actors), logdir / "workers"
         log.info("started %d actor(s); their logs: %s", count, folder)
 
     def are_gone(self) -> bool:
         """Looks after them: whether no actor is left, nor will be."""
+        self._end_hung()
         for actor in self._actors:
             if actor.gone:
                 continue
@@ -98,12 +113,33 @@ class _Actors:
                 self._ended(actor)
             elif actor.due is not None and time.monotonic() >= actor.due:
                 actor.process, actor.due = self._start(actor.task), None
-                actor.started = time.monotonic()
+                actor.started, actor.silent = time.monotonic(), 0.0
         return all(actor.gone for actor in self._actors)
 
     def end(self) -> None:
         """Waits for them to end by the learner's word, then ends them."""
         processes.end([actor.process for actor in self._actors], _END_SECS)
+
+    def _end_hung(self) -> None:
+        """Ends actors that run and are not heard of; they are started again like others."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECS:
+            return
+        # Time in which this process was frozen too is not theirs.
+        secs, self._looked = min(now - self._looked, 2 * _LOOK_SECS), now
+        silent = self._silent_processes()
+        for actor in self._actors:
+            hung = actor.process.pid in silent and actor.process.poll() is None
+            actor.silent = actor.silent + secs if hung else 0.0
+            if actor.silent >= _HUNG_SECS:
+                log.error(
+                    "actor %d (process %d) has not been heard of for %.0f s though it runs: ending "
+                    "it; the end of its log:\n%s",
+                    *(actor.task, actor.process.pid, actor.silent),
+                    processes.last_words(self._log_of(actor.task)),
+                )
+                actor.silent = 0.0
+                actor.process.kill()
 
     def _ended(self, actor: _Actor) -> None:
         code, now = actor.process.returncode, time.monotonic()
@@ -111,7 +147,7 @@ class _Actors:
             actor.short_lives, actor.delay = 0, _FIRST_DELAY
         else:
             actor.short_lives += 1
-        if code in _FINAL:
+        if code == exit_codes.USERS_MISTAKE:  # it would end the same way again
             actor.gone, then = True, "it is not started again"
         elif actor.short_lives >= _MOST_SHORT_LIVES:
             actor.gone = True

@@ -3,6 +3,7 @@
 As a level: ``--level_name=tests.fakes:PixelCatch-v0`` with the project's root on PYTHONPATH.
 """
 
+import os
 import sys
 import time
 from typing import Any
@@ -152,8 +153,59 @@ class Faulty(gymnasium.Env):
     def leaves(self):
         sys.exit(0)
 
+    def varying_info(self):
+        """Each is allowed, and no two of them can be merged into one of arrays."""
+        infos: list[dict[str, Any]] = [
+            {"legal": np.arange(self._step)},
+            {"legal": {"a": None}},
+            {"legal": 1 << 70, "final_obs": "mine"},
+            {"legal": [], "_legal": "?"},
+        ]
+        return (*self._plain()[:4], infos[int(self.np_random.integers(len(infos)))])
+
+    def exits(self):
+        os._exit(0)
+
     def four_values(self):
         return np.zeros(2), 1.0, False, {}
+
+
+class Fussy(gymnasium.Env):
+    """Plays well, and does something else where it is made or closed.
+
+    Args:
+      how: "raise" or "hang".
+      when: "made" or "closed".
+      once: a file: only where it does not exist, which is made then, and only in an actor.
+    """
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self, how: str, when: str, once: str = "") -> None:
+        self._how, self._when, self._once = how, when, once and os.environ[once]
+        self._is_at("made")
+
+    def _is_at(self, when: str) -> None:
+        if when != self._when:
+            return
+        if self._once:
+            if "--job_name=actor" not in sys.argv or os.path.exists(self._once):
+                return
+            open(self._once, "w").close()
+        if self._how == "hang":
+            time.sleep(3600)
+        raise OSError("no display")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        super().reset(seed=seed)
+        return np.zeros(2), {}
+
+    def step(self, action: int):
+        return np.zeros(2), 1.0, bool(self.np_random.random() < 0.1), False, {}
+
+    def close(self) -> None:
+        self._is_at("closed")
 
 
 class Space(gymnasium.Env):
@@ -174,6 +226,14 @@ def register() -> None:
         "DictObservation-v0": (Space, {"observation": parts, "action": discrete}, None),
         "FromOne-v0": (Space, {"observation": vector, "action": spaces.Discrete(2, start=1)}, None),
     }
+    for how in ("raise", "hang"):
+        for when in ("made", "closed"):
+            entries[f"{how.title()}When{when.title()}-v0"] = (
+                *(Fussy, {"how": how, "when": when}),
+                None,
+            )
+    once = {"how": "raise", "when": "made", "once": "FUSSY_ONCE"}
+    entries["RaiseWhenMadeOnce-v0"] = (Fussy, once, None)
     faults = [name for name in vars(Faulty) if not name.startswith("_")]
     for how in set(faults) - {"observation_space", "action_space", "reset", "step"}:
         name = how.title().replace("_", "")

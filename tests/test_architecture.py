@@ -47,7 +47,7 @@ MAY_IMPORT = {
     "experiment": {"__main__"},
     "impala_torch.__main__": {
         *("flags", "actor", "learner", "local", "evaluation", "learning", "machine", "report"),
-        *("measure", "endpoint"),
+        *("measure", "endpoint", "environments"),
     },
     "run_experiment_mm_raw": {"flags", "frontend"},
 }

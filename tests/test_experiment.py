@@ -515,6 +515,21 @@ def test_an_actor_whose_environment_fails_is_told_and_started_again(start, tmp_p
 
 
 @pytest.mark.slow
+def test_an_environment_that_cannot_be_made_for_a_while_is_tried_again(run_python, tmp_path):
+    """The learner has made one already, so that the flags are right."""
+    logdir = tmp_path / "run"
+    flags = [*FAKES, "--level_name=tests.fakes:RaiseWhenMadeOnce-v0", f"--logdir={logdir}"]
+    flags += ["--num_actors=1", "--total_environment_frames=800"]
+    env = {"FUSSY_ONCE": str(tmp_path / "once")}
+    done = run_python("experiment.py", *flags, env=env)
+    assert done.returncode == 0, done.stderr
+    assert "actor 0 ended with exit code 1: it is started again in 1 s" in done.stderr
+    said = "--level_name=tests.fakes:RaiseWhenMadeOnce-v0 cannot be made: "
+    assert said in (logdir / "workers" / "actor-0-0.log").read_text()
+    assert "OSError: no display" in done.stderr
+
+
+@pytest.mark.slow
 def test_a_game_without_an_end_is_cut_in_test_mode(run_python, tmp_path):
     level = "--level_name=tests.fakes:Endless-v0"
     flags = [*FAKES, level, f"--logdir={tmp_path}"]

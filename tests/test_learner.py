@@ -257,17 +257,18 @@ def test_weights_that_are_not_finite_are_neither_published_nor_saved(learner_of,
     assert not list(learner.logdir.glob("checkpoint*"))
 
 
-def test_a_gradient_far_beyond_the_usual_is_told(learner_of, caplog, monkeypatch):
-    monkeypatch.setattr("impala_torch.learner._KNOWN_UPDATES", 5)
+@pytest.mark.parametrize("at", [0, 12])
+def test_a_gradient_far_beyond_the_usual_is_told(learner_of, caplog, at):
     for clipping in (-1.0, 40.0):
         caplog.clear()
         flags = {"batch_size": 4, "reward_clipping": "none", "learning_rate": 1e-6}
         learner, tally = learner_of(**flags, gradients_clipping=clipping)
-        for seed in range(7):
-            learner.update(fill(learner, seed=seed), tally)
-        assert "times the usual" not in caplog.text
-        bad = fill(learner)
-        bad.arrays.reward[2, 3] = 1e12
-        learner.update(bad, tally)
-        assert ("times the usual" in caplog.text) == (clipping < 0)
+        for seed in range(13):
+            batch = fill(learner, seed=seed)
+            if seed == at:
+                batch.arrays.reward[2, 3] = 1e12
+            learner.update(batch, tally)
+            told = f"update {at + 1}: its gradient's norm" in caplog.text
+            assert told == (clipping < 0 and seed >= max(at, 9))
+        assert caplog.text.count("times the usual") == (clipping < 0)
         assert learner.state.skipped == 0

@@ -27,7 +27,7 @@ def actors_of(monkeypatch, tmp_path):
         monkeypatch.setattr(local._Actors, "_start", start)
         (tmp_path / "workers").mkdir(exist_ok=True)
         (tmp_path / "workers" / "actor-0-0.log").write_text("last words\n")
-        return local._Actors(Config(num_actors=1), tmp_path), starts
+        return local._Actors(Config(num_actors=1), tmp_path, set), starts
 
     return make
 
@@ -36,6 +36,7 @@ def look(actors: local._Actors, monkeypatch, secs: float) -> bool:
     """Whether they are gone after so many seconds of a clock of our own, looked at each second."""
     clock = [0.0]
     monkeypatch.setattr(local.time, "monotonic", lambda: clock[0])
+    actors._looked = 0.0
     for actor in actors._actors:
         actor.started = 0.0
     while clock[0] < secs:
@@ -57,9 +58,46 @@ def test_pauses_grow_and_twenty_short_lives_in_a_row_are_the_last(actors_of, mon
     assert "last words" in told[0]
 
 
-@pytest.mark.parametrize("code", [exit_codes.FINISHED, exit_codes.USERS_MISTAKE])
+@pytest.mark.parametrize("code", [exit_codes.USERS_MISTAKE])
 def test_what_would_end_the_same_way_again_is_not_started(actors_of, monkeypatch, caplog, code):
     actors, starts = actors_of(exit_codes.FAILED, code)
     assert look(actors, monkeypatch, 100)
     assert len(starts) == 2
     assert "it is not started again" in caplog.text
+
+
+def test_one_that_ends_in_the_middle_as_if_all_were_done_is_started_again(actors_of, monkeypatch):
+    actors, starts = actors_of(exit_codes.FINISHED)
+    assert not look(actors, monkeypatch, 100)
+    assert len(starts) > 5
+
+
+def test_one_that_runs_and_is_not_heard_of_is_ended_and_started_again(
+    monkeypatch, tmp_path, caplog
+):
+    started = []
+
+    def start(self, task: int) -> subprocess.Popen:
+        started.append(subprocess.Popen(["sleep", "600"]))
+        return started[-1]
+
+    monkeypatch.setattr(local._Actors, "_start", start)
+    silent: set[int] = set()
+    actors = local._Actors(Config(num_actors=2), tmp_path, lambda: silent)
+    try:
+        silent |= {started[0].pid}
+        assert not look(actors, monkeypatch, 100)
+        assert len(started) == 2
+        silent.clear()  # it is heard of again
+        assert not look(actors, monkeypatch, 100)
+        silent |= {started[0].pid}
+        assert not look(actors, monkeypatch, 125)
+        assert started[0].wait(10) == -9
+        assert not look(actors, monkeypatch, 10)
+        assert len(started) == 3
+        said = f"actor 0 (process {started[0].pid}) has not been heard of for 120 s though it runs"
+        assert said in caplog.text
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()

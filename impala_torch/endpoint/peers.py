@@ -10,6 +10,8 @@ from impala_torch.endpoint.messages import Route
 
 CREDIT_SECS = 30.0  # that an unroll may take to come, once it may be sent
 MAX_CREDIT_SECS = 600.0  # the same of an actor whose unrolls took longer
+FIRST_PAUSE_SECS = 30.0  # before another credit, after one in vain; each time twice as long
+MAX_PAUSE_SECS = 600.0
 ABSENT_SECS = 60.0  # an actor not heard of for this long counts as gone until it speaks again
 MAX_HOST = 64  # characters of a host's name; no more on Linux
 RATE_SECS = 15.0  # window of figures per second
@@ -51,6 +53,8 @@ class Peer:
         self.granted_at: float | None = None  # holds credit since then
         self.credit_secs = CREDIT_SECS
         self.lapsed_since: float | None = None  # when a credit was given that was taken back
+        self.lapses = 0  # credits in a row that no unroll came for
+        self.pauses_until = 0.0  # gets no credit before
         self.left = False  # its connection is gone
         self.waiting_since: float | None = None  # for credit
         self.steps = 0
@@ -64,7 +68,14 @@ class Peer:
         """Goes on with the counts of the one whose task this is now."""
         self.steps, self.episodes, self.waited = before.steps, before.episodes, before.waited
         self.credit_secs = before.credit_secs
+        self.lapses = before.lapses
         self._window = Window(self.steps, self.waited)
+
+    def lapse(self, now: float) -> None:
+        """No unroll came for its credit: the next one has to wait. Others need the room."""
+        self.lapsed_since = self.granted_at
+        pause = min(FIRST_PAUSE_SECS * 2**self.lapses, MAX_PAUSE_SECS)
+        self.lapses, self.pauses_until = min(self.lapses + 1, 16), now + pause
 
     def count(self, steps: int, episodes: int, waited: float, version: int) -> None:
         self.steps += steps
@@ -97,6 +108,7 @@ class Peer:
             "steps_per_sec": round(steps_per_sec, 1),
             "waiting_share": round(min(waiting_share, 1.0), 3),
             "episodes": self.episodes,
+            "lapses": self.lapses,
             "lag": None if self.version is None else newest - self.version,
             "weights_age_secs": None if at is None else round(now - at, 1),
             "last_seen_secs": round(now - self.last_seen, 1),

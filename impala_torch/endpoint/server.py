@@ -200,6 +200,12 @@ class EndpointServer:
         here = {task for task, peer in list(self._by_task.items()) if peer.present}
         return [task for task in range(self._num_actors) if task not in here]
 
+    def silent_processes(self) -> set[int]:
+        """Ids of the actors' processes that were welcomed and are not heard of any more."""
+        now = time.monotonic()
+        peers = list(self._by_task.values())
+        return {peer.pid for peer in peers if now - peer.last_seen > SILENT_SECS}
+
     def status(self) -> dict[str, Any]:
         """The endpoint's numbers: plain values, ready for JSON."""
         peers = sorted(self._by_task.values(), key=lambda peer: peer.task)
@@ -506,7 +512,7 @@ class EndpointServer:
         acted_with = int(unroll.fields["weights_version"].min())
         peer.count(steps, len(episodes), waited, acted_with)
         self._episodes.extend((self._version, episode) for episode in episodes)
-        peer.granted_at = None
+        peer.granted_at, peer.lapses, peer.pauses_until = None, 0, 0.0
         origin = f"actor {self._worker_set}-{peer.task} on {peer.host}"
         self._batches.put(peer.route, unroll, peer.num_envs, origin)
 
@@ -518,6 +524,7 @@ class EndpointServer:
         if peer.lapsed_since is None:
             raise BadMessage("unroll without credit")
         took, peer.lapsed_since = time.monotonic() - peer.lapsed_since, None
+        peer.lapses, peer.pauses_until = 0, 0.0
         peer.credit_secs = min(max(peer.credit_secs, 2 * took), MAX_CREDIT_SECS)
         has_room = self._batches.reserve(peer.num_envs)
         self.late_unrolls += peer.num_envs
@@ -535,11 +542,14 @@ class EndpointServer:
 
     def _grant(self) -> None:
         """Gives credit to those who wait, first come first served, while there is room."""
-        now = time.monotonic()
-        while self._queue:
-            peer = self._queue[0]
+        now, passed_over = time.monotonic(), 0
+        while passed_over < len(self._queue):
+            peer = self._queue[passed_over]
             if now - peer.last_seen > SILENT_SECS:
                 self._leave_queue(peer)
+                continue
+            if now < peer.pauses_until:
+                passed_over += 1
                 continue
             if not self._batches.reserve(peer.num_envs):
                 return
@@ -555,8 +565,15 @@ class EndpointServer:
             if peer.granted_at is None:
                 continue
             if now - peer.granted_at > peer.credit_secs:
-                peer.lapsed_since = peer.granted_at
+                peer.lapse(now)
                 self._take_back(peer)
+                if peer.lapses > 1:
+                    log.warning(
+                        "actor %d-%d on %s has let %d credits in a row lapse: it waits %.0f s for "
+                        "the next",
+                        *(self._worker_set, peer.task, peer.host, peer.lapses),
+                        peer.pauses_until - now,
+                    )
             elif now - peer.granted_at > LOOK_SECS:
                 self._send(peer.route, "wait")  # found out if nobody is there to get it
         self._large = {who: sent for who, sent in self._large.items() if not sent.done}

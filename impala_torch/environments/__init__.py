@@ -14,7 +14,7 @@ from typing import Any
 from impala_torch.environments import atari, gymnasium_envs
 from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
-from impala_torch.environments.timeout import TimedEnvironment
+from impala_torch.environments.timeout import TimedEnvironment, within
 from impala_torch.flags.config import Config
 from impala_torch.structures import EnvironmentSpec, LevelOptions
 
@@ -40,7 +40,8 @@ def make_environment(
     """
     level = resolve(level)
     _, make = _family(level.level_name)
-    return make(level, num_envs, seed, num_threads=num_threads)
+    with within(level.level_name, "being made"):
+        return make(level, num_envs, seed, num_threads=num_threads)
 
 
 def make_watched(level: LevelOptions | str, seed: int, on_frame: OnFrame) -> Environment:
@@ -57,9 +58,10 @@ def make_watched(level: LevelOptions | str, seed: int, on_frame: OnFrame) -> Env
       UserError: as ``make_environment``, or the level has no pictures.
     """
     level = resolve(level)
-    if is_atari(level.level_name):
-        return AtariScreen(level, seed, on_frame)
-    return gymnasium_envs.GymnasiumEnvironment(level, 1, seed, on_frame=on_frame)
+    with within(level.level_name, "being made"):
+        if is_atari(level.level_name):
+            return AtariScreen(level, seed, on_frame)
+        return gymnasium_envs.GymnasiumEnvironment(level, 1, seed, on_frame=on_frame)
 
 
 def is_atari(level_name: str) -> bool:
@@ -74,13 +76,15 @@ def rules(level: LevelOptions | str) -> dict[str, Any]:
       UserError: as ``make_environment``.
     """
     level = resolve(level)
-    return _family(level.level_name)[0].rules(level)
+    with within(level.level_name, "being looked at"):
+        return _family(level.level_name)[0].rules(level)
 
 
 def environment_spec(level: LevelOptions | str) -> EnvironmentSpec:
     """What an agent must know of a level. Raises UserError as ``make_environment`` does."""
     level = resolve(level)
-    return _family(level.level_name)[0].environment_spec(level)
+    with within(level.level_name, "being looked at"):
+        return _family(level.level_name)[0].environment_spec(level)
 
 
 def resolve(level: LevelOptions | str) -> LevelOptions:

@@ -19,9 +19,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from impala_torch.environments.base import Environment, OnFrame, Place
 from impala_torch.environments.episodes import EpisodeTracker
-from impala_torch.environments.faults import Guarded, check_finite
+from impala_torch.environments.faults import Guarded, check_finite, close
 from impala_torch.flags import plugins
-from impala_torch.flags.errors import UserError
+from impala_torch.flags.errors import NotMade, UserError
 from impala_torch.structures import EnvironmentSpec, EnvOutput, LevelOptions, ObservationSpec
 
 DEFAULT_REPEATS = 1
@@ -39,7 +39,7 @@ def environment_spec(level: LevelOptions) -> EnvironmentSpec:
     try:
         return _spec_of(level, env)
     finally:
-        env.close()
+        close(env, level.level_name)
 
 
 def rules(level: LevelOptions) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def rules(level: LevelOptions) -> dict[str, Any]:
         limit = env.spec.max_episode_steps if env.spec is not None else None
         limit = level.max_episode_steps or limit
     finally:
-        env.close()
+        close(env, level.level_name)
     image = spec.observation.dtype == "uint8"
     return {
         "num_actions": spec.num_actions,
@@ -109,12 +109,14 @@ class GymnasiumEnvironment(Environment):
         self._tracker = EpisodeTracker(num_envs, repeats)
 
     def reset(self) -> EnvOutput:
-        observation, _ = self._env.reset(seed=self._seeds)
+        with np.errstate(over="ignore"):  # what does not fit float32 is infinite, and told
+            observation, _ = self._env.reset(seed=self._seeds)
         self._tracker.reset()
         return self._first(self._checked(self._convert(observation), None))
 
     def step(self, actions: np.ndarray) -> EnvOutput:
-        observation, reward, terminated, truncated, info = self._env.step(actions)
+        with np.errstate(over="ignore"):
+            observation, reward, terminated, truncated, info = self._env.step(actions)
         reward = reward.astype(np.float32)
         done = terminated | truncated
         truncated = truncated & ~terminated
@@ -124,7 +126,7 @@ class GymnasiumEnvironment(Environment):
             final = converted.copy()
             for env in np.flatnonzero(truncated):
                 final[env] = self._convert(info["final_obs"][env][None])[0]
-            self._checked(final, actions)
+            self._checked(final, actions, last=True)
         return EnvOutput(
             reward=reward,
             done=done,
@@ -143,9 +145,21 @@ class GymnasiumEnvironment(Environment):
     def close(self) -> None:
         self._env.close()
 
-    def _checked(self, observation: np.ndarray, actions: np.ndarray | None) -> np.ndarray:
+    def _checked(
+        self, observation: np.ndarray, actions: np.ndarray | None, last: bool = False
+    ) -> np.ndarray:
+        """
+        Args:
+          last: whether it is what episodes ended with, and not what came after.
+        """
         if observation.dtype.kind == "f":
-            check_finite(self._level_name, observation, actions)
+            name = "last_step" if last else "steps"
+            check_finite(
+                self._level_name,
+                observation,
+                actions,
+                lambda env: self._env.envs[env].get_wrapper_attr(name),
+            )
         return observation
 
     def _convert(self, observation: np.ndarray) -> np.ndarray:
@@ -208,7 +222,7 @@ def _check_pictures(level_name: str) -> None:
     """Raises UserError where a level has none."""
     plain = _make(level_name)
     modes = plain.metadata.get("render_modes") or []
-    plain.close()
+    close(plain, level_name)
     if "rgb_array" not in modes:
         raise UserError(
             f"--level_name={level_name} has no pictures to show or record: its render_modes "
@@ -224,11 +238,10 @@ def _make(level_name: str, limit: int = 0, **options: Any) -> gymnasium.Env:
     """
     if limit:
         options["max_episode_steps"] = limit
-    if ":" not in level_name:
-        return _make_registered(level_name, **options)
-    plugins.split("level_name", level_name, "mypackage.mymodule:MyEnv-v0")
-    plugins.import_module("level_name", level_name)
-    with plugins.told("level_name", level_name, "cannot be made"):
+    if ":" in level_name:
+        plugins.split("level_name", level_name, "mypackage.mymodule:MyEnv-v0")
+        plugins.import_module("level_name", level_name)
+    with plugins.told("level_name", level_name, "cannot be made", NotMade):
         return _make_registered(level_name, **options)
 
 

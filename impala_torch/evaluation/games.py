@@ -198,7 +198,7 @@ def _environment(config: Config, seed: int, stage: "_Stage") -> environments.Env
     """Environments whose episodes are whole games."""
     level = environments.limited(environments.level_of(config)._replace(episodic_life=False))
     if stage.watched:
-        return environments.make_watched(level, seed, stage.frame)
+        return environments.timed(environments.make_watched(level, seed, stage.frame), config)
     # Emulation sleeps where it has nothing to do; an evaluator has a training beside it.
     threads = config.actor_threads or (cores.usable() if config.mode == "test" else 1)
     made = environments.make_environment(level, num_envs(config), seed, num_threads=threads)

@@ -272,8 +272,8 @@ class Config:
     env_timeout: float = flag(
         ENVIRONMENT,
         300.0,
-        "Seconds that a step of an actor's environments may take: it is ended then, says which "
-        "environment stood where, and is started again. 0 = for ever.",
+        "Seconds that an environment may take for a step, or to be made or closed: its process "
+        "ends then and says where it stood, and an actor is started again. 0 = for ever.",
         low=0,
         affects_learning=False,
     )

@@ -8,5 +8,10 @@ class UserError(Exception):
     """
 
 
+class NotMade(UserError):
+    """An environment's own code raised while it was made: a mistake of the user's, or something
+    that passes, such as a server that is not up yet."""
+
+
 class EnvironmentFault(RuntimeError):
     """An environment broke its contract; the message says which, where and how."""

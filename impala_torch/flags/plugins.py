@@ -56,30 +56,30 @@ def import_module(flag: str, value: str) -> ModuleType:
 
 
 @contextlib.contextmanager
-def told(flag: str, value: str, what: str) -> Iterator[None]:
+def told(flag: str, value: str, what: str, kind: type[UserError] = UserError) -> Iterator[None]:
     """Turns what the user's code raises within the block into a sentence with its place.
 
     UserErrors pass, and so does the ModuleNotFoundError of the module that ``value`` names.
 
     Raises:
-      UserError: '--flag=value what: file, line N: Error: message'.
+      UserError: of that ``kind``: '--flag=value what: file, line N: Error: message'.
     """
     module = value.partition(":")[0]
     try:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise
         said = error.msg if isinstance(error, SyntaxError) else str(error)
         message = " ".join(said.split())  # one line, however long
-        raise UserError(
+        raise kind(
             f"--{flag}={value} {what}: {_place(error, module)}{type(error).__name__}: {message}"
         ) from error
 
 
-def _place(error: Exception, module: str) -> str:
+def _place(error: BaseException, module: str) -> str:
     """'file, line N: ' of the last line that ran in the module's package; '' if none did."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}: "

@@ -1,5 +1,6 @@
 """Processes of this machine: children that never outlive their parent, and asked-for ends."""
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -12,11 +13,14 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 
+from impala_torch.flags import exit_codes
+
 log = logging.getLogger(__name__)
 
 _PARENT = "IMPALA_TORCH_PARENT"
 _PR_SET_PDEATHSIG = 1
 _OWN_FILES = 32  # of a learner, beside a socket an actor
+_AGAIN_SECS = 1.0  # after which a Ctrl-C is a second one
 _MOST_FILES = 1 << 20  # programs that go through all that may be open, take long beyond
 
 
@@ -123,11 +127,14 @@ def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
 class StopRequest:
     """Turns signals into a question that a loop asks: ``requested()``.
 
-    They are SIGINT, SIGTERM, SIGHUP, and SIGUSR1: the one that mpirun passes on at once.
+    They are SIGINT, SIGTERM, SIGHUP, and SIGUSR1: the one that mpirun passes on at once. A second
+    SIGINT ends the process on the spot: what stands still asks no questions. It has to come a
+    while after whatever came first, since mpirun and a terminal may each tell of one Ctrl-C.
     """
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._first = 0.0
 
     def install(self) -> "StopRequest":
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
@@ -138,8 +145,19 @@ class StopRequest:
         return self._event.is_set()
 
     def _handle(self, number: int, _: object) -> None:
-        if not self._event.is_set():
-            # Logging is not safe in a signal's handler; a plain write is.
-            name = signal.Signals(number).name
-            os.write(2, f"{name}: stopping after a checkpoint\n".encode())
+        # Logging is not safe in a signal's handler; a plain write is. Where it goes may be gone.
+        first = not self._event.is_set()
         self._event.set()
+        if first:
+            self._first = time.monotonic()
+            again = ", and once more: at once, without one" if number == signal.SIGINT else ""
+            name = signal.Signals(number).name
+            _write(f"{name}: stopping after a checkpoint{again}\n")
+        elif number == signal.SIGINT and time.monotonic() - self._first > _AGAIN_SECS:
+            _write("SIGINT once more: ending without a checkpoint\n")
+            os._exit(exit_codes.INTERRUPTED)
+
+
+def _write(words: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, words.encode())

@@ -108,7 +108,9 @@ def _actors(config: Config, count: int) -> tuple[float, float]:
     return statistics.fmean(rate for rate, _ in told), statistics.fmean(size for _, size in told)
 
 
-def _act(config: Config, task: int, together: Any, results: Any) -> None:
+def _act(
+    config: Config, task: int, together: Any, tell: Callable[[tuple[float, float]], None]
+) -> None:
     act, close = _player(config, task)
     act()
     together.wait(_START_SECS)
@@ -117,7 +119,7 @@ def _act(config: Config, task: int, together: Any, results: Any) -> None:
         size += sum(map(len, act()))
         unrolls += 1
     steps = unrolls * config.num_envs * config.unroll_length
-    results.put((steps / secs, size / steps))
+    tell((steps / secs, size / steps))
     close()
 
 

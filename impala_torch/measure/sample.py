@@ -15,6 +15,7 @@ import numpy as np
 
 from impala_torch import environments
 from impala_torch.acting.seeds import seeds_of
+from impala_torch.environments import timeout
 from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.errors import EnvironmentFault
@@ -67,8 +68,8 @@ def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[
     """What ``count`` processes told that play at the same time.
 
     Args:
-      play: run in each as ``play(config, task, together, results)``: gets ready, waits at the
-        barrier ``together``, and puts what it found into ``results``. A function of a module.
+      play: run in each as ``play(config, task, together, tell)``: gets ready, waits at the
+        barrier ``together``, and calls ``tell`` with what it found. A function of a module.
       config: the flags.
       count: of processes.
 
@@ -77,47 +78,54 @@ def side_by_side(play: Callable[..., None], config: Config, count: int) -> list[
     """
     context = multiprocessing.get_context("spawn")
     together = context.Barrier(count)
-    results: Any = context.SimpleQueue()
-    workers = [
-        context.Process(
-            target=_told, args=(os.getpid(), play, config, task, together, results), daemon=True
-        )
-        for task in range(count)
-    ]
-    for worker in workers:
-        worker.start()
-    left: dict[Any, Any] = {worker.sentinel: worker for worker in workers}
+    left: dict[Any, tuple[Any, Any]] = {}
+    results = []
     try:
+        for task in range(count):
+            here, there = context.Pipe(duplex=False)
+            args = (os.getpid(), there, play, config, task, together)
+            worker = context.Process(target=_told, args=args, daemon=True)
+            worker.start()
+            there.close()
+            left[worker.sentinel] = worker, here
         while left:  # whichever ends first: the others would wait for one that failed
             for sentinel in multiprocessing.connection.wait(list(left)):
-                worker = left.pop(sentinel)
+                worker, here = left.pop(sentinel)
                 worker.join()
-                if worker.exitcode:
+                try:
+                    results.append(here.recv() if here.poll() else None)
+                except EOFError:
+                    results.append(None)
+                if worker.exitcode or results[-1] is None:
                     raise Failed(
-                        f"a measuring process ended with exit code {worker.exitcode}: see above"
+                        f"a measuring process ended with exit code {worker.exitcode} before it was "
+                        "through: see above"
                     )
     finally:
-        for worker in left.values():
+        for worker, _ in left.values():
             worker.terminate()
-        for worker in left.values():
+        for worker, _ in left.values():
             worker.join(_END_SECS)
             if worker.is_alive():
                 worker.kill()
-    return [results.get() for _ in workers]
+    return results
 
 
-def _told(parent: int, play: Callable[..., None], *args: Any) -> None:
+def _told(
+    parent: int, there: Any, play: Callable[..., None], config: Config, task: int, together: Any
+) -> None:
     """Runs ``play``; what an environment does wrong is told in a sentence."""
     processes.end_with(parent)
+    timeout.limit(config.env_timeout)
     try:
-        play(*args)
+        play(config, task, together, there.send)
     except EnvironmentFault as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_codes.FAILED)
 
 
-def _sample(config: Config, task: int, together: Any, results: Any) -> None:
-    """One process: puts its agent steps per second."""
+def _sample(config: Config, task: int, together: Any, tell: Callable[[float], None]) -> None:
+    """One process: tells its agent steps per second."""
     seeds = seeds_of(config.seed, 0, task)
     environment = environments.make_for(config, seeds.environment)
     shape = (_ROWS, config.num_envs)
@@ -131,5 +139,5 @@ def _sample(config: Config, task: int, together: Any, results: Any) -> None:
     while (secs := time.perf_counter() - begun) < config.sample_secs:
         environment.step(actions[steps % _ROWS])
         steps += 1
-    results.put(steps * config.num_envs / secs)
+    tell(steps * config.num_envs / secs)
     environment.close()

@@ -68,6 +68,7 @@ def _made(config: Config) -> pathlib.Path:
     """The run's directory: that of --logdir, or a new one of its own."""
     if config.logdir:
         logdir = pathlib.Path(config.logdir).absolute()
+        _check_directory(logdir)
         logdir.mkdir(parents=True, exist_ok=True)
         return logdir
     first = pathlib.Path(default_logdir(config.level_name)).absolute()
@@ -82,12 +83,18 @@ def _made(config: Config) -> pathlib.Path:
 
 def check_free(logdir: pathlib.Path) -> None:
     """Raises UserError where another run has the directory, which need not exist."""
+    _check_directory(logdir)
     path = logdir.resolve() / LOCK
     if path in _held:
         return
-    with contextlib.suppress(FileNotFoundError), open(path) as file:
+    with contextlib.suppress(FileNotFoundError, PermissionError), open(path) as file:
         if not _try_lock(file):
             raise UserError(_in_use(logdir, file))
+
+
+def _check_directory(logdir: pathlib.Path) -> None:
+    if logdir.exists() and not logdir.is_dir():
+        raise UserError(f"--logdir={logdir} is a file, and a run needs a directory")
 
 
 def _lock(logdir: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
     make bench                     all of it, about 15 minutes; writes the tables of speed.md
     make bench BENCH_FLAGS=--quick a third of it, less steady
+    make bench BENCH_FLAGS=--brief only to see that each part runs: the figures mean nothing
     python sandbox/benchmarks/bench.py --only acting,learning
 
 Each ratio is the median of rounds in which the two sides take turns, so that what else the machine
@@ -63,17 +64,22 @@ Row = tuple[str, ...]
 
 class Options(argparse.Namespace):
     quick: bool
+    brief: bool
     only: str
     play: str
 
     @property
     def rounds(self) -> int:
-        return 3 if self.quick else 5
+        return 1 if self.brief else 3 if self.quick else 5
 
     @property
     def secs(self) -> float:
         """Of one side in one round."""
-        return 0.7 if self.quick else 1.5
+        return 0.1 if self.brief else 0.7 if self.quick else 1.5
+
+    @property
+    def training_secs(self) -> float:
+        return 1.0 if self.brief else 10.0 if self.quick else 15.0
 
 
 # --- 1: the sampler's bound ---------------------------------------------------------------------
@@ -103,11 +109,13 @@ def _bare_sampling(config: Config) -> float:
         worker.start()
     for worker in workers:
         worker.join()
+        if worker.exitcode:
+            raise RuntimeError(f"a sampling process ended with exit code {worker.exitcode}")
     return sum(results.get() for _ in workers)
 
 
 def _bare_loop(config: Config, task: int, together, results) -> None:
-    environment = AtariEnvironment(config.level_name, config.num_envs, task)
+    environment = AtariEnvironment(environments.level_of(config), config.num_envs, task)
     ale = environment._env
     ale.reset(seed=np.arange(config.num_envs, dtype=np.int32))
     rng = np.random.default_rng(task)
@@ -266,7 +274,7 @@ def end_to_end(options: Options) -> Iterator[Row]:
     yield ("game", "agent", "steps/s", "sampler's bound", "share", "bar", "against float32, E = 1")
     agents = AGENTS if options.quick else ALL_AGENTS
     games = ("Pong",) if options.quick else ("Pong", "Breakout")
-    secs = 10.0 if options.quick else 15.0
+    secs = options.training_secs
     bars = {"ShallowConvNetAgent": "0.55", "SimpleConvNetAgent": "0.42"}
     for game, name in itertools.product(games, agents):
         level = f"{game}NoFrameskip-v4"
@@ -302,10 +310,10 @@ def joint(options: Options) -> Iterator[Row]:
         words = (f"--preset={preset}", f"--level_name={LEVEL}")
         config = shared_out(_from_flags(*words), 1, cores)
         rates, floors, costs = [], [], []
-        for _ in range(2 if options.quick else 3):
+        for _ in range(min(options.rounds, 3)):
             costs.append(_costs(config, options))
             floors.append(cores / sum(costs[-1]))
-            rates.append(_rate_of_training(10.0 if options.quick else 20.0, *words))
+            rates.append(_rate_of_training(options.training_secs, *words))
         yield (
             *(preset, f"{statistics.median(rates):,.0f}"),
             *(f"{1e6 * statistics.median(one):.0f}" for one in zip(*costs, strict=True)),
@@ -386,7 +394,7 @@ def split(options: Options) -> Iterator[Row]:
         rates = []
         for actors, num_envs, threads in choices:
             flags = [f"--num_actors={actors}", f"--num_envs={num_envs}"]
-            secs = 8.0 if options.quick else 15.0
+            secs = options.training_secs
             rates.append(_train(LEVEL, name, secs, *flags, f"--learner_threads={threads}"))
         for (actors, num_envs, threads), rate in zip(choices, rates, strict=True):
             values = (actors, num_envs, threads, f"{rate:,.0f}", f"{rate / max(rates):.2f}")
@@ -396,7 +404,7 @@ def split(options: Options) -> Iterator[Row]:
 def steps_on_the_wire(options: Options) -> Iterator[Row]:
     """Bytes of an agent step (all fields and frames, lossless) and the actor's time for coding."""
     played = dict(one.split("=", 1) for one in options.play.split(",") if one)
-    return wire.steps(1.5 if options.quick else 8.0, played)
+    return wire.steps(2 * options.secs if options.quick else 8.0, played)
 
 
 def pulls(options: Options) -> Iterator[Row]:
@@ -409,12 +417,12 @@ def pulls(options: Options) -> Iterator[Row]:
 
 def endpoint(options: Options) -> Iterator[Row]:
     """One endpoint fed by 64 simulated actors over TCP, all of them on this machine's cores."""
-    return wire.endpoint(2.0 if options.quick else 8.0)
+    return wire.endpoint(3 * options.secs if options.quick else 8.0)
 
 
 def distribution(options: Options) -> Iterator[Row]:
     """From an update to "each of 64 actors has its weights", ResNet-LSTM, all asking at once."""
-    return wire.distribution(3 if options.quick else 15)
+    return wire.distribution(options.rounds if options.quick else 15)
 
 
 PARTS: dict[str, Callable[[Options], Iterator[Row]]] = {
@@ -462,11 +470,13 @@ def _processor() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a third of it, less steady")
+    parser.add_argument("--brief", action="store_true", help="only to see that each part runs")
     parser.add_argument("--only", default="", help=f"of {','.join(PARTS)}")
     parser.add_argument(
         "--play", default="", help="GAME=LOGDIR,...: runs whose policies play for the wire's bytes"
     )
     options = parser.parse_args(namespace=Options())
+    options.quick |= options.brief
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a training does not outlive it
     chosen = options.only.split(",") if options.only else list(PARTS)
     lines = [f"{datetime.date.today()}, {os.cpu_count()} cores, {_processor()}."]

@@ -30,9 +30,9 @@ from impala_torch.acting.player import Player  # noqa: E402
 from impala_torch.acting.unrolls import UnrollCollector  # noqa: E402
 from impala_torch.agents import make_agent, weights  # noqa: E402
 from impala_torch.endpoint import keys as curve  # noqa: E402
-from impala_torch.endpoint import messages  # noqa: E402
 from impala_torch.endpoint.batches import Batch, BatchQueue, QueueClosed  # noqa: E402
 from impala_torch.endpoint.client import EndpointClient, RunEnded  # noqa: E402
+from impala_torch.endpoint.codec import UnrollCodec  # noqa: E402
 from impala_torch.endpoint.run_spec import run_spec_of  # noqa: E402
 from impala_torch.endpoint.server import EndpointServer  # noqa: E402
 from impala_torch.flags.config import Config  # noqa: E402
@@ -54,7 +54,7 @@ def record(config: Config) -> list[list[bytes]]:
     agent = make_agent(config.agent_name, spec).for_acting()
     environment = environments.make_environment(level, NUM_ENVS, 1)
     collector = UnrollCollector(Player(agent, environment, 1), config.unroll_length)
-    codec = messages.UnrollCodec(run_spec_of(config, level, spec, agent.state_size))
+    codec = UnrollCodec(run_spec_of(config, level, spec, agent.state_size))
     recorded = []
     for _ in range(UNROLLS):
         unroll = collector.collect(0)

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import os
 import pathlib
 import resource
 import socket
@@ -316,6 +317,38 @@ def test_an_unroll_that_comes_too_late_is_no_fault(serve, monkeypatch, caplog):
     slow.close()
 
 
+def test_one_that_sends_nothing_for_its_credit_waits_longer_each_time(
+    serve, client_of, monkeypatch, caplog
+):
+    monkeypatch.setattr(peers, "CREDIT_SECS", 0.3)
+    monkeypatch.setattr(peers, "FIRST_PAUSE_SECS", 2.0)
+    monkeypatch.setattr(server, "LOOK_SECS", 0.1)
+    learner = serve()
+    sock = raw(learner)
+    sock.send(packed(hello(learner, task=1, num_envs=messages.MAX_ENVS)))
+    assert receive(sock)["type"] == "welcome"
+    pauses = []
+    for _ in range(2):
+        asked = time.monotonic()
+        sock.send(messages.encode("ready"))
+        while (kind := receive(sock)["type"]) == "wait":
+            sock.send(messages.encode("ready"))
+            time.sleep(0.1)
+        assert kind == "credit"
+        pauses.append(time.monotonic() - asked)
+        wait_until(lambda: learner.batches._reserved == 0)
+        sock.send(messages.encode("ready"))
+        # It asks again at once, and others get through all the same.
+        client = client_of(learner)
+        client.connect()
+        gets_through(client, learner)
+    assert pauses[0] < 1 < pauses[1]
+    assert "has let 2 credits in a row lapse: it waits 4 s for the next" in caplog.text
+    (actor,) = (one for one in ask_status(learner.address)["actors"] if one["task"] == 1)
+    assert actor["lapses"] == 2
+    sock.close()
+
+
 def test_one_that_plays_for_long_is_heard_of_all_the_same(serve, monkeypatch):
     monkeypatch.setattr(messages, "ALIVE_SECS", 0.1)
     monkeypatch.setattr(peers, "ABSENT_SECS", 1.0)
@@ -326,8 +359,11 @@ def test_one_that_plays_for_long_is_heard_of_all_the_same(serve, monkeypatch):
         for _ in range(20):
             time.sleep(0.1)
             assert learner.server.num_connected == 1
+    assert learner.server.silent_processes() == set()
+    monkeypatch.setattr(server, "SILENT_SECS", 1.0)
     time.sleep(1.2)  # at something else, and not a word
     assert learner.server.num_connected == 0
+    assert learner.server.silent_processes() == {os.getpid()}
     assert client.pull(-1) is None
     assert learner.server.num_connected == 1
     assert learner.server.bad_messages == 0

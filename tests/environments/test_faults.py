@@ -53,8 +53,7 @@ def test_a_fault_is_told_with_environment_step_and_action(name, repeats, monkeyp
     assert f"--level_name=tests.fakes:{name}-v0, environment 0, " in words
     assert FAULTS[name] in words
     assert "action 1" in words
-    if not FAULTS[name].startswith("number "):
-        assert "step 4" in words
+    assert "step 4" in words
 
 
 @pytest.mark.parametrize("name", ["NanObservation", "NoneObservation", "OtherShape", "Raises"])
@@ -62,7 +61,7 @@ def test_so_is_one_of_a_reset(name, monkeypatch):
     how = fakes.gymnasium.registry[f"{name}-v0"].kwargs
     monkeypatch.setitem(how, "at", 0)
     env = environments.make_environment(f"tests.fakes:{name}-v0", 1, seed=0)
-    with pytest.raises(EnvironmentFault, match=r"environment 0, (after )?its reset: "):
+    with pytest.raises(EnvironmentFault, match=r"environment 0, its reset: "):
         env.reset()
 
 
@@ -75,10 +74,60 @@ def test_what_is_right_passes_as_it_is():
     assert env.step(1)[1:] == (1.0, False, False, {})
     assert env.step(np.int64(1))[1:] == (2.0, False, False, {})
     assert env.step(1)[1:] == (3.0, True, False, {})
-    plain.step = lambda action: ([0.0, 0], np.array([2]), np.False_, 1, {"a": 1})
+    plain.step = lambda action: ([0.0, 0], np.array([2]), np.array(False), 1, {"a": 1})
     observation, *others = env.step(1)
     assert observation.tolist() == [0, 0]
-    assert others == [2.0, False, True, {"a": 1}]
+    assert others == [2.0, False, True, {}]  # nobody looks at what is in info
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_what_is_seen_last_is_told_with_its_step(limit, monkeypatch):
+    monkeypatch.setitem(fakes.gymnasium.registry["NanObservation-v0"].kwargs, "at", 3)
+    env = environments.make_environment(
+        LevelOptions("tests.fakes:NanObservation-v0", max_episode_steps=limit), 1, seed=0
+    )
+    env.reset()
+    for _ in range(2):
+        env.step(np.array([1]))
+    with pytest.raises(EnvironmentFault, match="environment 0, step 3, action 1: number 1 of"):
+        env.step(np.array([1]))
+
+
+def test_infos_may_be_anything():
+    env = environments.make_environment("tests.fakes:VaryingInfo-v0", 4, seed=0)
+    env.reset()
+    for _ in range(50):
+        assert env.step(np.zeros(4, np.int64)).reward.tolist() == [1.0] * 4
+    env.close()
+
+
+@pytest.mark.parametrize("family", ["spec", "rules", "environment"])
+def test_what_raises_where_it_is_closed_is_told_and_costs_nothing(family, caplog):
+    level = environments.resolve("tests.fakes:RaiseWhenClosed-v0")
+    if family == "spec":
+        assert environments.environment_spec(level).num_actions == 2
+    elif family == "rules":
+        assert environments.rules(level)["num_actions"] == 2
+    else:
+        env = environments.make_environment(level, 2, seed=0)
+        env.reset()
+        caplog.clear()
+        env.close()
+    said = "--level_name=tests.fakes:RaiseWhenClosed-v0: its close() raised OSError: no display"
+    assert said in caplog.text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["Made", "Closed"])
+@pytest.mark.parametrize("mode", [["--mode=sample"], []])
+def test_what_hangs_where_it_is_made_or_closed_ends_in_time(run_python, tmp_path, when, mode):
+    level = f"--level_name=tests.fakes:HangWhen{when}-v0"
+    flags = [level, "--agent_name=MLPAgent", "--env_timeout=2", "--num_actors=1"]
+    flags += [f"--logdir={tmp_path}", *mode]
+    ended = run_python("experiment.py", *flags, timeout=60)
+    assert ended.returncode == exit_codes.FAILED
+    assert f"{level}, being looked at: it has not returned for 2 s" in ended.stderr
+    assert "fakes.py" in ended.stderr  # where it stood
 
 
 @pytest.mark.slow
@@ -88,6 +137,15 @@ def test_sampling_ends_with_the_process_that_fails(run_python, mode):
     ended = run_python("experiment.py", *flags, timeout=60)
     assert ended.returncode == exit_codes.FAILED
     assert "its reward is nan" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+def test_sampling_ends_with_a_process_that_ends_before_it_is_through(run_python):
+    flags = ["--level_name=tests.fakes:Exits-v0", "--sample_secs=600", "--mode=sample"]
+    ended = run_python("experiment.py", *flags, "--num_actors=2", timeout=60)
+    assert ended.returncode == exit_codes.FAILED
+    assert "a measuring process ended with exit code 0 before it was through" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

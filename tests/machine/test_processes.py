@@ -1,6 +1,15 @@
 """What a process asks of the system."""
 
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from impala_torch.flags import exit_codes
 from impala_torch.machine import processes
+from tests.conftest import ROOT
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(run_python):
@@ -25,3 +34,34 @@ def test_last_words_of_a_log_and_of_one_that_is_gone(tmp_path):
     assert processes.last_words(log) == "    it cannot be read: No such file or directory"
     log.write_text("".join(f"line {number}\n" for number in range(20)))
     assert processes.last_words(log).splitlines() == [f"    line {n}" for n in range(10, 20)]
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_what_stands_still(first):
+    program = """
+import time
+from impala_torch.machine.processes import StopRequest
+stop = StopRequest().install()
+print("ready", flush=True)
+while not stop.requested():
+    time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(600)
+"""
+    pipe = subprocess.PIPE
+    argv = [sys.executable, "-c", program]
+    process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(first)
+        process.send_signal(signal.SIGINT)  # of the same key: mpirun tells of it too
+        assert process.stdout.readline() == "asked\n"
+        time.sleep(1.2)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == exit_codes.INTERRUPTED
+        assert "ending without a checkpoint" in process.stderr.read()
+    finally:
+        process.kill()

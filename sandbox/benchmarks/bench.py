@@ -363,7 +363,8 @@ def _rate_of_training(secs: float, *words: str) -> float:
                     raise RuntimeError(f"training ended with exit code {process.returncode}")
                 time.sleep(0.5)
             time.sleep(5.0 + secs)
-            rows = _frames(path)
+            while len(rows := _frames(path)) < 3 and process.poll() is None:
+                time.sleep(0.5)
         finally:
             process.terminate()
             process.wait(60)

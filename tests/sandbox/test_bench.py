@@ -2,8 +2,8 @@
 
 import pytest
 
-# All but those that only train, as `joint` does.
-PARTS = "sampler,acting,learning,joint,steps_on_the_wire,pulls,endpoint,distribution"
+# Those that train take minutes, and the others what these take.
+PARTS = "sampler,acting,learning,endpoint"
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ class Job:
         # What passes a signal on; it would end its ranks for SIGTERM. Options come after it.
         launches = any(pathlib.Path(word).name in ("mpirun", "srun") for word in _program(argv))
         self._first = signal.SIGUSR1 if launches else signal.SIGTERM
+        self._second = signal.SIGTERM if launches else signal.SIGINT
         self._asked = False
         # Between its start and the handlers' a signal would leave it behind.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -45,7 +46,7 @@ class Job:
     def stop(self) -> None:
         """Asks the ranks to stop with a checkpoint; the second time, ends them."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGTERM if self._asked else self._first)
+            self._process.send_signal(self._second if self._asked else self._first)
         self._asked = True
 
     def wait(self) -> int:

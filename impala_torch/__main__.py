@@ -63,8 +63,8 @@ def _run(config: Config) -> int:
         return _learn(config, stop.requested)
     try:
         return _with_environments(config)
-    except EnvironmentFault as error:  # and where in the environment's code, if it raised
-        log.error("%s", error, exc_info=error.__cause__)
+    except EnvironmentFault as error:
+        error.tell(log)
         return exit_codes.FAILED
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED

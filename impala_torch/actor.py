@@ -55,12 +55,11 @@ def _run(config: Config) -> None:
         welcome = client.connect()
         log.info("welcomed by the learner at %s (run %s)", config.learner_host, welcome.run_id)
         seeds = seeds_of(config.seed, welcome.worker_set, config.task, welcome.start)
-        environment = environments.make_for(config, seeds.environment)
-        try:
+        with client.playing():  # many may take long to be made
+            environment = environments.make_for(config, seeds.environment)
+        with environments.closing(environment):
             player = Player(agent, environment, seeds.actions)
             _act(client, agent, UnrollCollector(player, config.unroll_length), run_spec)
-        finally:
-            environment.close()
     except RunEnded:
         log.info("the learner says that the run has ended")
     finally:

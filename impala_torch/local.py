@@ -57,6 +57,7 @@ def run(config: Config, logdir: pathlib.Path, should_stop: Callable[[], bool]) -
         evaluation = stack.enter_context(EvaluationProcess(config, logdir, should_stop))
         actors = _Actors(config, logdir, learner.endpoint.silent_processes)
         try:
+            actors.start()
             learner.train(lambda: evaluation.should_stop() or actors.are_gone())
             if actors.are_gone():
                 raise ActorsGone("all actors have ended: see their logs above")
@@ -99,8 +100,16 @@ class _Actors:
         self._config, self._logdir = config, logdir
         self._silent_processes = silent_processes
         self._looked = time.monotonic()
-        self._actors = [_Actor(task, self._start(task)) for task in range(config.num_actors)]
-        count, folder = len(self._actors), logdir / "workers"
+        self._actors: list[_Actor] = []
+
+    def start(self) -> None:
+        """Raises ActorsGone where one cannot be."""
+        for task in range(self._config.num_actors):
+            try:
+                self._actors.append(_Actor(task, self._start(task)))
+            except OSError as error:
+                raise ActorsGone(f"actor {task} cannot be started: {error}") from error
+        count, folder = len(self._actors), self._logdir / "workers"
         log.info("started %d actor(s); their logs: %s", count, folder)
 
     def are_gone(self) -> bool:
@@ -112,8 +121,7 @@ class _Actors:
             if actor.due is None and actor.process.poll() is not None:
                 self._ended(actor)
             elif actor.due is not None and time.monotonic() >= actor.due:
-                actor.process, actor.due = self._start(actor.task), None
-                actor.started, actor.silent = time.monotonic(), 0.0
+                self._start_again(actor)
         return all(actor.gone for actor in self._actors)
 
     def end(self) -> None:
@@ -141,7 +149,16 @@ class _Actors:
                 actor.silent = 0.0
                 actor.process.kill()
 
+    def _start_again(self, actor: _Actor) -> None:
+        try:
+            actor.process, actor.due = self._start(actor.task), None
+            actor.started, actor.silent = time.monotonic(), 0.0
+        except OSError as error:  # no process, memory or log now; training has the others
+            actor.due, actor.delay = time.monotonic() + actor.delay, _LONGEST_DELAY
+            log.error("actor %d cannot be started: %s", actor.task, error)
+
     def _ended(self, actor: _Actor) -> None:
+        processes.end_group(actor.process)
         code, now = actor.process.returncode, time.monotonic()
         if now - actor.started > _LONG_SECS:
             actor.short_lives, actor.delay = 0, _FIRST_DELAY

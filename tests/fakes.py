@@ -4,6 +4,7 @@ As a level: ``--level_name=tests.fakes:PixelCatch-v0`` with the project's root o
 """
 
 import os
+import subprocess
 import sys
 import time
 from typing import Any
@@ -163,6 +164,17 @@ class Faulty(gymnasium.Env):
         ]
         return (*self._plain()[:4], infos[int(self.np_random.integers(len(infos)))])
 
+    def starts_a_process(self):
+        """A simulator that hangs, and its environment with it: neither knows of the other's end."""
+        child = subprocess.Popen(["sleep", "600"])
+        with open(os.environ["FAKES_PIDS"], "a") as file:
+            file.write(f"{child.pid}\n")
+        child.wait()
+
+    def slow(self):
+        time.sleep(0.7)
+        return self._plain()
+
     def exits(self):
         os._exit(0)
 
@@ -176,21 +188,26 @@ class Fussy(gymnasium.Env):
     Args:
       how: "raise" or "hang".
       when: "made" or "closed".
-      once: a file: only where it does not exist, which is made then, and only in an actor.
+      once: an environment variable that names a file: only where that does not exist, which is
+        made then, and only in an actor that has made one environment to look at it and another.
     """
+
+    _made = 0
 
     observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
     action_space = spaces.Discrete(2)
 
     def __init__(self, how: str, when: str, once: str = "") -> None:
         self._how, self._when, self._once = how, when, once and os.environ[once]
+        Fussy._made += 1
         self._is_at("made")
 
     def _is_at(self, when: str) -> None:
         if when != self._when:
             return
         if self._once:
-            if "--job_name=actor" not in sys.argv or os.path.exists(self._once):
+            is_actor = "--job_name=actor" in sys.argv
+            if not is_actor or Fussy._made <= 3 or os.path.exists(self._once):
                 return
             open(self._once, "w").close()
         if self._how == "hang":
@@ -228,12 +245,9 @@ def register() -> None:
     }
     for how in ("raise", "hang"):
         for when in ("made", "closed"):
-            entries[f"{how.title()}When{when.title()}-v0"] = (
-                *(Fussy, {"how": how, "when": when}),
-                None,
-            )
-    once = {"how": "raise", "when": "made", "once": "FUSSY_ONCE"}
-    entries["RaiseWhenMadeOnce-v0"] = (Fussy, once, None)
+            kwargs, name = {"how": how, "when": when}, f"{how.title()}When{when.title()}"
+            entries[f"{name}-v0"] = (Fussy, kwargs, None)
+            entries[f"{name}Once-v0"] = (Fussy, {**kwargs, "once": "FUSSY_ONCE"}, None)
     faults = [name for name in vars(Faulty) if not name.startswith("_")]
     for how in set(faults) - {"observation_space", "action_space", "reset", "step"}:
         name = how.title().replace("_", "")

@@ -515,18 +515,39 @@ def test_an_actor_whose_environment_fails_is_told_and_started_again(start, tmp_p
 
 
 @pytest.mark.slow
-def test_an_environment_that_cannot_be_made_for_a_while_is_tried_again(run_python, tmp_path):
-    """The learner has made one already, so that the flags are right."""
+@pytest.mark.parametrize(
+    ("level", "said"),
+    [
+        ("RaiseWhenMade", " cannot be made: "),
+        ("HangWhenMade", ", being made: it has not returned for 3 s"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_for_a_while_is_tried_again(
+    run_python, tmp_path, level, said
+):
+    """The learner has made one already, and so has the actor, so that the flags are right."""
     logdir = tmp_path / "run"
-    flags = [*FAKES, "--level_name=tests.fakes:RaiseWhenMadeOnce-v0", f"--logdir={logdir}"]
-    flags += ["--num_actors=1", "--total_environment_frames=800"]
+    flags = [*FAKES, f"--level_name=tests.fakes:{level}Once-v0", f"--logdir={logdir}"]
+    flags += ["--num_actors=1", "--total_environment_frames=800", "--env_timeout=3"]
     env = {"FUSSY_ONCE": str(tmp_path / "once")}
     done = run_python("experiment.py", *flags, env=env)
     assert done.returncode == 0, done.stderr
     assert "actor 0 ended with exit code 1: it is started again in 1 s" in done.stderr
-    said = "--level_name=tests.fakes:RaiseWhenMadeOnce-v0 cannot be made: "
-    assert said in (logdir / "workers" / "actor-0-0.log").read_text()
-    assert "OSError: no display" in done.stderr
+    log = (logdir / "workers" / "actor-0-0.log").read_text()
+    assert f"--level_name=tests.fakes:{level}Once-v0{said}" in log
+    assert "welcomed by the learner" in log.split(said)[0]
+
+
+@pytest.mark.slow
+def test_an_environment_that_does_not_close_is_told(run_python, tmp_path):
+    logdir = tmp_path / "run"
+    level = "tests.fakes:HangWhenClosedOnce-v0"
+    flags = [*FAKES, f"--level_name={level}", f"--logdir={logdir}", "--num_actors=1"]
+    flags += ["--total_environment_frames=800", "--env_timeout=3"]
+    done = run_python("experiment.py", *flags, env={"FUSSY_ONCE": str(tmp_path / "once")})
+    assert done.returncode == 0, done.stderr
+    log = (logdir / "workers" / "actor-0-0.log").read_text()
+    assert f"--level_name={level}, being closed: it has not returned for 3 s" in log
 
 
 @pytest.mark.slow

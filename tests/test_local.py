@@ -1,5 +1,7 @@
 """How local training looks after its actors."""
 
+import pathlib
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,8 @@ import pytest
 from impala_torch import local
 from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config
+from tests.conftest import ROOT
+from tests.test_experiment import wait_until
 
 
 @pytest.fixture
@@ -27,7 +31,9 @@ def actors_of(monkeypatch, tmp_path):
         monkeypatch.setattr(local._Actors, "_start", start)
         (tmp_path / "workers").mkdir(exist_ok=True)
         (tmp_path / "workers" / "actor-0-0.log").write_text("last words\n")
-        return local._Actors(Config(num_actors=1), tmp_path, set), starts
+        actors = local._Actors(Config(num_actors=1), tmp_path, set)
+        actors.start()
+        return actors, starts
 
     return make
 
@@ -85,6 +91,7 @@ def test_one_that_runs_and_is_not_heard_of_is_ended_and_started_again(
     silent: set[int] = set()
     actors = local._Actors(Config(num_actors=2), tmp_path, lambda: silent)
     try:
+        actors.start()
         silent |= {started[0].pid}
         assert not look(actors, monkeypatch, 100)
         assert len(started) == 2
@@ -101,3 +108,49 @@ def test_one_that_runs_and_is_not_heard_of_is_ended_and_started_again(
         for process in started:
             process.kill()
             process.wait()
+
+
+def test_one_that_cannot_be_started_again_is_tried_later_and_at_the_start_told(
+    actors_of, monkeypatch, tmp_path, caplog
+):
+    actors, starts = actors_of(exit_codes.FAILED)
+
+    def refuse(self, task: int) -> subprocess.Popen:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    start = local._Actors._start
+    monkeypatch.setattr(local._Actors, "_start", refuse)
+    assert not look(actors, monkeypatch, 100)
+    assert "actor 0 cannot be started: [Errno 11] Resource temporarily unavailable" in caplog.text
+    assert len(starts) == 1
+    monkeypatch.setattr(local._Actors, "_start", start)
+    assert not look(actors, monkeypatch, 200)
+    assert len(starts) > 1
+    monkeypatch.setattr(local._Actors, "_start", refuse)
+    with pytest.raises(local.ActorsGone, match="actor 0 cannot be started"):
+        local._Actors(Config(num_actors=1), tmp_path, set).start()
+
+
+@pytest.mark.slow
+def test_what_an_actor_started_goes_with_it(start, tmp_path):
+    """As a simulator of an environment that hangs, and of one that is killed."""
+    pids = tmp_path / "pids"
+    level = "--level_name=tests.fakes:StartsAProcess-v0"
+    flags = [level, "--agent_name=MLPAgent", "--num_actors=1", "--num_envs=1", "--env_timeout=3"]
+    env = {"FAKES_PIDS": str(pids), "PYTHONPATH": str(ROOT)}
+    process = start(
+        [sys.executable, "experiment.py", *flags, f"--logdir={tmp_path / 'run'}"], env=env
+    )
+
+    def started():
+        return [int(word) for word in pids.read_text().split()] if pids.exists() else []
+
+    def is_gone(pid):
+        stat = pathlib.Path(f"/proc/{pid}/stat")
+        return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z"
+
+    wait_until(lambda: len(started()) >= 2)  # its step hung, and it was started again
+    wait_until(lambda: is_gone(started()[0]))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    wait_until(lambda: all(map(is_gone, started())))

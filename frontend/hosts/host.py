@@ -26,7 +26,7 @@ from impala_torch.flags.errors import UserError
 # Shells may print greetings before a command's output: an answer is what follows this.
 REPLY = "IMPALA_TORCH_REPLY "
 _HOME = "~/.impala_torch"  # of what runs leave on their hosts until they end
-_TAIL_LINES = 10
+_TAIL_LINES, _TAIL_BYTES = 10, 1 << 16
 _NEW_AND_OWN = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _KEEP_SECS = 30 * 86400.0  # of logs on hosts after their run
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")  # see record.new_id
@@ -171,7 +171,9 @@ def _log(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tail(path: pathlib.Path) -> list[str]:
     try:
-        return path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            return file.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
     except OSError:
         return []
 

@@ -260,10 +260,15 @@ def _policy(known_hosts: str, accept_new: bool) -> "paramiko.MissingHostKeyPolic
                     "--ssh_accept_new_hosts"
                 )
             line = f"{hostname} {key.get_name()} {key.get_base64()}\n"
-            with _add_lock:
-                pathlib.Path(known_hosts).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                with open(known_hosts, "a") as file:
-                    file.write(line)
+            try:
+                with _add_lock:
+                    pathlib.Path(known_hosts).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    with open(known_hosts, "a") as file:
+                        file.write(line)
+            except OSError as error:
+                raise HostError(
+                    f"--known_hosts={known_hosts} cannot be written: {error.strerror}"
+                ) from error
 
     return Policy()
 

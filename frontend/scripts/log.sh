@@ -28,8 +28,9 @@ keep() {
   done
 }
 
-# Fails where all was shown, or nobody is there to see it.
+# Fails where all was shown, or nobody is there to see it. (timeout hands Ctrl-C on to what it runs,
+# whether that is ignored here or not.)
 show_for_a_while() {
-  timeout --foreground "${KEEP_LOG_PAUSE:-10}" cat
+  timeout --foreground "${KEEP_LOG_PAUSE:-10}" env --ignore-signal=INT cat
   [ $? = 124 ]
 }

@@ -34,8 +34,8 @@ from impala_torch.flags.errors import UserError
 
 _WATCH_SECS = 5.0
 _ACTORS_END_SECS = 2.0  # how long actors may take to end by the endpoint's word
-# An actor whose process was seen to run so long ago, and that was not heard of since, hangs: it had
-# the time to find its way back from a host that was cut off.
+# An actor whose process was seen to run so long ago, or --start_timeout, and that was not heard of
+# since, hangs: it had the time to start, or to find its way back from a host that was cut off.
 _HUNG_SECS = 60.0
 _FROZEN_END_SECS = 20.0  # that mpirun may take to end frozen learners
 _STOPPING_SECS = 30.0  # that learners which do not answer may take to stop
@@ -44,7 +44,7 @@ _WATCHER_END_SECS = 10.0
 _HOUR = 3600.0
 _LONGEST_DELAY = 60.0
 # Exit codes of learners that starting again would not change.
-_FINAL = (exit_codes.FINISHED, exit_codes.USERS_MISTAKE, exit_codes.NOT_FINITE)
+_FINAL = (exit_codes.FINISHED, exit_codes.NOT_FINITE)
 
 
 class Supervisor:
@@ -85,6 +85,10 @@ class Supervisor:
         while True:
             code = self._run_once()
             if code in _FINAL or self._stopping.is_set():
+                return code
+            # Of learners that ran before with these flags it is something that passes: a full disk,
+            # an environment's server that is not up yet, a directory that is still locked.
+            if code == exit_codes.USERS_MISTAKE and not deaths:
                 return code
             if not self._answered.is_set() and not deaths:
                 return code  # they never ran: what ails them is not an accident
@@ -198,6 +202,10 @@ class Supervisor:
             last = log[-1] if log else "it failed at once, again and again"
             _say(f"{name}: {last}; its log: --action=logs --worker={name}")
 
+    def _hung_secs(self) -> float:
+        options = self._plan.options
+        return max(_HUNG_SECS, options.heal_secs, options.start_timeout)
+
     def _find_hung(self, hosts: Hosts, names: list[str]) -> list[str]:
         """Those of the actors, of whom nothing is heard, that have run for long all the same."""
         by_spec = {
@@ -220,7 +228,7 @@ class Supervisor:
             since, restarts = self._running.setdefault(name, (now, window["restarts"]))
             if restarts != window["restarts"]:  # it ends by itself, again and again
                 self._running[name] = (now, window["restarts"])
-            elif now - since >= max(_HUNG_SECS, self._plan.options.heal_secs):
+            elif now - since >= self._hung_secs():
                 hung.append(name)
                 del self._running[name]
         return hung

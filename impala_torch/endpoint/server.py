@@ -563,6 +563,10 @@ class EndpointServer:
         """Takes room back from those who hold it and do not send, or are not there any more."""
         for peer in list(self._peers.values()):
             if peer.granted_at is None:
+                # One that sends for so long hears that this endpoint is still here for it.
+                since = peer.lapsed_since
+                if since is not None and now - since < MAX_CREDIT_SECS:
+                    self._send(peer.route, "wait")
                 continue
             if now - peer.granted_at > peer.credit_secs:
                 peer.lapse(now)

@@ -7,7 +7,9 @@ A family has ``matches(level_name)``, ``environment_spec(level)``, ``rules(level
 Functions take ``LevelOptions``, or a level's name alone where it is played as usual.
 """
 
-from collections.abc import Callable
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +18,10 @@ from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.timeout import TimedEnvironment, within
 from impala_torch.flags.config import Config
+from impala_torch.flags.errors import EnvironmentFault
 from impala_torch.structures import EnvironmentSpec, LevelOptions
+
+log = logging.getLogger(__name__)
 
 _FAMILIES: list[tuple[ModuleType, Callable[..., Environment]]] = [
     (atari, atari.AtariEnvironment),
@@ -117,6 +122,19 @@ def timed(environment: Environment, config: Config) -> Environment:
     if not config.env_timeout:
         return environment
     return TimedEnvironment(environment, config.level_name, config.env_timeout)
+
+
+@contextlib.contextmanager
+def closing(environment: Environment) -> Iterator[None]:
+    """Closes environments after the block. A fault of theirs is told first: what broke once may
+    not come to an end either."""
+    try:
+        yield
+    except EnvironmentFault as error:
+        error.tell(log)
+        raise
+    finally:
+        environment.close()
 
 
 def limited(level: LevelOptions | str) -> LevelOptions:

@@ -127,7 +127,7 @@ def play(
     stage = _Stage(spectators)
     environment = _environment(config, seeds.environment, stage)
     played: list[Game] = []
-    try:
+    with environments.closing(environment):
         stage.start(environment.frames_per_sec)
         player = Player(agent, environment, seeds.actions, config.greedy)
 
@@ -142,8 +142,6 @@ def play(
 
         with contextlib.suppress(Enough):
             play_with(player, config.test_num_episodes, after_game, before_step)
-    finally:
-        environment.close()
     return played
 
 

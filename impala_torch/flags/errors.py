@@ -1,4 +1,6 @@
-"""The error that is the user's to mend."""
+"""Errors that are the user's to mend, or an environment's."""
+
+import logging
 
 
 class UserError(Exception):
@@ -15,3 +17,11 @@ class NotMade(UserError):
 
 class EnvironmentFault(RuntimeError):
     """An environment broke its contract; the message says which, where and how."""
+
+    told = False
+
+    def tell(self, log: logging.Logger) -> None:
+        """Logs it, once: and where in the environment's code it was, if that raised."""
+        if not self.told:
+            self.told = True
+            log.error("%s", self, exc_info=self.__cause__)

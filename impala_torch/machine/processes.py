@@ -11,15 +11,19 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 
 from impala_torch.flags import exit_codes
 
 log = logging.getLogger(__name__)
 
+_spawned: weakref.WeakSet[subprocess.Popen] = weakref.WeakSet()
+
 _PARENT = "IMPALA_TORCH_PARENT"
 _PR_SET_PDEATHSIG = 1
 _OWN_FILES = 32  # of a learner, beside a socket an actor
+_LAST_BYTES = 1 << 16  # of a log that are looked at
 _AGAIN_SECS = 1.0  # after which a Ctrl-C is a second one
 _MOST_FILES = 1 << 20  # programs that go through all that may be open, take long beyond
 
@@ -41,7 +45,7 @@ def spawn(
     given = {**os.environ, **(env or {})}
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with open(log_path, "ab") as output:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -49,6 +53,15 @@ def spawn(
             start_new_session=True,
             env={**given, "PYTHONPATH": python_path(given), _PARENT: str(os.getpid())},
         )
+    _spawned.add(process)
+    return process
+
+
+def end_group(child: subprocess.Popen) -> None:
+    """Ends what a child that ``spawn`` started has left behind, or the child with all of it."""
+    if child in _spawned:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def python_path(env: Mapping[str, str] = os.environ) -> str:
@@ -102,14 +115,17 @@ def warn_of_few_files(peers: int) -> None:
 def last_words(log_path: pathlib.Path) -> str:
     """The end of a child's log, indented, to be told where it died."""
     try:
-        lines = log_path.read_text(errors="replace").splitlines()[-10:]
+        with open(log_path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LAST_BYTES))
+            lines = file.read().decode(errors="replace").splitlines()[-10:]
     except OSError as error:
         lines = [f"it cannot be read: {error.strerror}"]
     return "\n".join(f"    {line}" for line in lines)
 
 
 def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
-    """Waits up to ``grace_secs`` for children to end by themselves, then ends them."""
+    """Waits up to ``grace_secs`` for children to end by themselves, then ends them, and what they
+    leave behind."""
     deadline = time.monotonic() + grace_secs
     for send in (None, signal.SIGTERM, signal.SIGKILL):
         for child in children:
@@ -122,6 +138,8 @@ def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
             except subprocess.TimeoutExpired:
                 continue
         deadline = time.monotonic() + 5.0
+    for child in children:
+        end_group(child)
 
 
 class StopRequest:

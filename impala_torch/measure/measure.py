@@ -27,7 +27,7 @@ from impala_torch.acting.unrolls import UnrollCollector
 from impala_torch.agents import weights
 from impala_torch.endpoint.codec import UnrollCodec
 from impala_torch.endpoint.run_spec import run_spec_of
-from impala_torch.flags import command_line
+from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
 from impala_torch.flags.shares import shared_out
 from impala_torch.learner import Learner
@@ -311,7 +311,11 @@ def _outward_ip() -> str:
 
 
 def _print(config: Config) -> None:
-    print(json.dumps(measure(config)), flush=True)
+    try:
+        print(json.dumps(measure(config)), flush=True)
+    except sample.Failed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.FAILED)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from impala_torch.acting.seeds import seeds_of
 from impala_torch.environments import timeout
 from impala_torch.flags import exit_codes
 from impala_torch.flags.config import Config
-from impala_torch.flags.errors import EnvironmentFault
+from impala_torch.flags.errors import EnvironmentFault, UserError
 from impala_torch.flags.shares import shared_out
 from impala_torch.machine import cores, processes
 
@@ -119,9 +119,11 @@ def _told(
     timeout.limit(config.env_timeout)
     try:
         play(config, task, together, there.send)
-    except EnvironmentFault as error:
+    except (EnvironmentFault, UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(exit_codes.FAILED)
+    except KeyboardInterrupt:
+        sys.exit(exit_codes.INTERRUPTED)
 
 
 def _sample(config: Config, task: int, together: Any, tell: Callable[[float], None]) -> None:

@@ -87,7 +87,11 @@ def check_free(logdir: pathlib.Path) -> None:
     path = logdir.resolve() / LOCK
     if path in _held:
         return
-    with contextlib.suppress(FileNotFoundError, PermissionError), open(path) as file:
+    try:
+        file = open(path, "r+")  # to be written to: over NFS a lock is only for who may write
+    except OSError:  # there is none, or a start would fail for other reasons
+        return
+    with file:
         if not _try_lock(file):
             raise UserError(_in_use(logdir, file))
 

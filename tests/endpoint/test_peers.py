@@ -317,6 +317,20 @@ def test_an_unroll_that_comes_too_late_is_no_fault(serve, monkeypatch, caplog):
     slow.close()
 
 
+def test_one_that_sends_for_long_hears_that_the_endpoint_is_there(serve, monkeypatch):
+    """Else it would connect anew, and what it sends be lost, each time."""
+    monkeypatch.setattr(peers, "CREDIT_SECS", 0.2)
+    monkeypatch.setattr(server, "LOOK_SECS", 0.1)
+    learner = serve()
+    slow = raw_actor(learner)
+    wait_until(lambda: learner.batches._reserved == 0)
+    for _ in range(10):
+        assert receive(slow)["type"] in ("wait", "credit")
+    slow.send_multipart(good_parts(learner.spec))
+    wait_until(lambda: learner.server.late_unrolls == 2)
+    slow.close()
+
+
 def test_one_that_sends_nothing_for_its_credit_waits_longer_each_time(
     serve, client_of, monkeypatch, caplog
 ):

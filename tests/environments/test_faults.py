@@ -14,6 +14,7 @@ from impala_torch.flags import exit_codes
 from impala_torch.flags.errors import EnvironmentFault
 from impala_torch.structures import LevelOptions
 from tests import fakes
+from tests.conftest import ROOT
 from tests.test_experiment import wait_until
 
 FAULTS = {
@@ -170,9 +171,12 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_time_in_which_a_process_was_frozen_is_not_its_environments(start, tmp_path):
-    flags = ["--level_name=CartPole-v1", "--mode=sample", "--sample_secs=8", "--num_actors=1"]
-    process = start([sys.executable, "experiment.py", *flags, "--env_timeout=1"])
+def test_time_in_which_a_process_was_frozen_is_not_its_environments(start):
+    """Steps take half of what they may, so that it is frozen in one."""
+    flags = ["--level_name=tests.fakes:Slow-v0", "--mode=sample", "--sample_secs=8"]
+    flags += ["--num_actors=1", "--num_envs=1", "--env_timeout=1.5"]
+    env = {"PYTHONPATH": str(ROOT)}
+    process = start([sys.executable, "experiment.py", *flags], env=env)
     wait_until(lambda: len(children_of(process.pid)) >= 1)
     time.sleep(8)  # it is at it by now
     children = children_of(process.pid)
@@ -181,7 +185,7 @@ def test_time_in_which_a_process_was_frozen_is_not_its_environments(start, tmp_p
     time.sleep(4)
     for pid in children:
         os.kill(pid, signal.SIGCONT)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=120) == 0
 
 
 @pytest.mark.slow

@@ -295,6 +295,30 @@ def test_mpiruns_wrapper_asks_the_ranks_first_and_then_ends_mpirun(start, tmp_pa
     assert process.wait(timeout=10) == 5
 
 
+def test_a_learner_alone_is_asked_first_and_then_hears_a_second_ctrl_c(start, tmp_path):
+    program = """
+import sys, time
+from impala_torch.machine.processes import StopRequest
+stop = StopRequest().install()
+print("ready", flush=True)
+while not stop.requested():
+    time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(600)
+"""
+    process = start(
+        [sys.executable, ROOT / "frontend" / "mpirun.py", sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "asked\n"
+    time.sleep(1.2)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+
+
 def test_mpirun_does_not_outlive_a_wrapper_that_is_killed(start, tmp_path):
     pid = tmp_path / "pid"
     wrapper = [sys.executable, ROOT / "frontend" / "mpirun.py"]

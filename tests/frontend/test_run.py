@@ -344,7 +344,7 @@ def test_a_learner_alone_that_is_frozen_is_started_again(make_run):
 
 def test_an_actor_that_hangs_is_ended_and_started_again(make_run):
     run = make_run()
-    run.begin("--heal_secs=5")
+    run.begin("--heal_secs=5", "--start_timeout=60")
     (hung,) = run.pids("--job_name=actor", "--task=1")
     wait_until(lambda: has_frames(run.logdir))
     os.kill(hung, signal.SIGSTOP)

@@ -261,6 +261,16 @@ def test_a_log_on_a_full_disk_goes_on_when_there_is_room(call, home, small_disk,
     assert logged[-2:] == shown[-2:]
 
 
+def test_ctrl_c_while_the_log_cannot_be_written_costs_the_command_nothing(begin):
+    argv = [sys.executable, "-c", ENDING, "5"]
+    process = begin(argv_of("keep_log.sh", "/dev/full", *argv), stderr=subprocess.PIPE)
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.5)  # it is shown by another program by now
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=20) == 5
+    assert process.stdout.read() == "ending\n"
+
+
 # --- starting again ---
 
 

@@ -47,6 +47,27 @@ def test_what_fails_in_a_look_is_told_once_and_the_next_look_comes(plan, monkeyp
     assert said.count("cannot look after the run: ValueError: no such thing") == 1
 
 
+@pytest.mark.parametrize(
+    ("codes", "starts"),
+    [([2], 1), ([1, 2, 2, 0], 4), ([0], 1), ([4], 1), ([1, 4], 2), ([1, 2, 2, 2, 2], 4)],
+)
+def test_a_mistake_is_one_at_the_first_start_and_passes_at_others(plan, monkeypatch, codes, starts):
+    """A full disk or a directory that is still locked are told as mistakes too."""
+    options = dataclasses.replace(plan.options, max_restarts=3)
+    one = supervise.Supervisor(dataclasses.replace(plan, options=options))
+    made = []
+
+    def run_once():
+        one._answered.set()
+        made.append(codes[len(made)])
+        return made[-1]
+
+    monkeypatch.setattr(one, "_run_once", run_once)
+    monkeypatch.setattr(one._stopping, "wait", lambda secs: False)
+    assert one._run_learners() == codes[starts - 1]
+    assert len(made) == starts
+
+
 def test_from_where_learners_go_on_is_said(plan, tmp_path):
     one = supervise.Supervisor(plan)
     assert one._from_where() == "from the beginning, since no checkpoint was written yet,"
@@ -86,17 +107,20 @@ def test_only_an_actor_that_was_seen_to_run_for_long_hangs(plan, monkeypatch, ca
         for name, (since, restarts) in one._running.items():
             one._running[name] = (since - secs, restarts)
 
+    assert one._hung_secs() == supervise._HUNG_SECS > plan.options.start_timeout
+    slow = dataclasses.replace(plan.options, start_timeout=600.0)
+    assert supervise.Supervisor(dataclasses.replace(plan, options=slow))._hung_secs() == 600
     with plan.open_hosts() as hosts:
         windows |= {"actor-0-0": window(), "actor-0-1": window(restarts=1)}
         assert one._find_hung(hosts, names) == []
-        later(supervise._HUNG_SECS - 1)
+        later(one._hung_secs() - 1)
         assert one._find_hung(hosts, names) == []
         later(2)
         windows["actor-0-1"] = window(restarts=2)  # it ends by itself, and is started again
         assert one._find_hung(hosts, names) == ["actor-0-0"]
         assert one._find_hung(hosts, names) == []  # the new one has its time
         windows["actor-0-0"] = window(code=1)
-        later(supervise._HUNG_SECS + 1)
+        later(one._hung_secs() + 1)
         assert one._find_hung(hosts, names) == ["actor-0-1"]
         windows["actor-0-0"] = {**window(code=6), "tail": ["x", "exit code 7; given up: why"]}
         for _ in range(3):

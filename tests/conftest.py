@@ -91,6 +91,8 @@ def start():
                 cwd=kwargs.pop("cwd", ROOT),
                 env={**os.environ, "PYTHONPATH": str(ROOT), **kwargs.pop("env", {})},
                 start_new_session=True,
+                # Where the tests run in the background Ctrl-C may be ignored, which is inherited.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
                 **kwargs,
             )
             stack.callback(_end, process)

@@ -88,7 +88,8 @@ def check_free(logdir: pathlib.Path) -> None:
     if path in _held:
         return
     try:
-        file = open(path, "r+")  # to be written to: over NFS a lock is only for who may write
+        # To be written to: over NFS a lock is only for who may write.
+        file = open(path, "r+")  # noqa: SIM115 (what fails is the opening)
     except OSError:  # there is none, or a start would fail for other reasons
         return
     with file:

@@ -79,8 +79,6 @@ def begin(start, env):
             env={**env, "TMUX_PANE": "", **kwargs.pop("env", {})},
             stdout=subprocess.PIPE,
             text=True,
-            # Where the tests run in the background, Ctrl-C may be ignored, and that is inherited.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             **kwargs,
         )
 

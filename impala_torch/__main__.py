@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from impala_torch.flags import command_line, exit_codes
 from impala_torch.flags.config import Config
@@ -35,6 +36,14 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return exit_codes.USERS_MISTAKE
+
+
+def program(argv: list[str]) -> NoReturn:
+    """``main``, and the end of this process."""
+    code = main(argv)
+    from impala_torch.machine import processes
+
+    processes.leave(code)
 
 
 def parse(argv: list[str]) -> Config:
@@ -159,4 +168,4 @@ def _set_up_logging(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    program(sys.argv)

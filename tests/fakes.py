@@ -4,8 +4,10 @@ As a level: ``--level_name=tests.fakes:PixelCatch-v0`` with the project's root o
 """
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -225,6 +227,16 @@ class Fussy(gymnasium.Env):
         self._is_at("closed")
 
 
+class Careless(Fussy):
+    """Leaves a thread behind, and takes the signals."""
+
+    def __init__(self) -> None:
+        super().__init__("", "")
+        threading.Thread(target=time.sleep, args=(3600,), name="reader").start()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+
+
 class Space(gymnasium.Env):
     """Has the spaces that it is given, and does nothing."""
 
@@ -237,6 +249,7 @@ def register() -> None:
     parts = spaces.Dict({"position": vector})
     entries: dict[str, tuple[Any, dict[str, Any], int | None]] = {
         "Counter-v0": (Counter, {}, None),
+        "Careless-v0": (Careless, {}, None),
         "CutCounter-v0": (Counter, {"length": 100}, 3),
         "PixelCatch-v0": (PixelCatch, {}, None),
         "ColourCatch-v0": (PixelCatch, {"channels": 3}, None),

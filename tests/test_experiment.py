@@ -551,6 +551,26 @@ def test_an_environment_that_does_not_close_is_told(run_python, tmp_path):
 
 
 @pytest.mark.slow
+def test_threads_and_signal_handlers_of_an_environment_keep_no_process(start, tmp_path):
+    logdir = tmp_path / "run"
+    flags = [*FAKES, "--level_name=tests.fakes:Careless-v0", f"--logdir={logdir}"]
+    with open(tmp_path / "output", "w") as output:
+        process = start(
+            [sys.executable, "experiment.py", *flags, "--num_actors=1"],
+            env={"PYTHONPATH": str(ROOT)},
+            stderr=output,
+        )
+    wait_until(lambda: has_frames(logdir))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 0
+    said = "threads that were left behind do not end, and are ended: reader"
+    for path in (tmp_path / "output", logdir / "workers" / "actor-0-0.log"):
+        assert said in path.read_text()
+    assert "sending it" not in (tmp_path / "output").read_text()
+    assert not processes_with(str(logdir))
+
+
+@pytest.mark.slow
 def test_a_game_without_an_end_is_cut_in_test_mode(run_python, tmp_path):
     level = "--level_name=tests.fakes:Endless-v0"
     flags = [*FAKES, level, f"--logdir={tmp_path}"]

@@ -13,6 +13,7 @@ before there is any trust: see ``_bounded``.
 import collections
 import errno
 import logging
+import math
 import os
 import pathlib
 import secrets
@@ -38,6 +39,7 @@ from impala_torch.structures import EpisodeResult
 
 log = logging.getLogger(__name__)
 
+REFUSED_SECS = 10.0  # between words on peers that are refused
 SILENT_SECS = 15.0  # one that waits for credit asks again twice in this time, or it is gone
 LOOK_SECS = 1.0  # between two looks whether those who hold credit are still there
 OWED_SECS = 0.02  # between two looks whether what was kept back can be sent
@@ -100,6 +102,7 @@ class EndpointServer:
         self._frames_before = frames
         self._processes: collections.Counter[int] = collections.Counter()  # that came, by task
         self._told_late: set[int] = set()  # tasks that came when the endpoint was closing
+        self._refused, self._told_refused = 0, -math.inf  # peers, and when that was said
         self._queue: collections.deque[Peer] = collections.deque()  # wait for credit, in order
         self._late_bad: collections.deque[tuple[Route, str]] = collections.deque()
         # By connection: the large answer that was sent last, and who waits for the next: the
@@ -621,6 +624,12 @@ class EndpointServer:
         self._refuse(sender, f"bad message: {reason}", banned=True)
 
     def _refuse(self, route: Route, reason: str, **fields: Any) -> None:
+        self._refused += 1
+        now = time.monotonic()
+        if now - self._told_refused > REFUSED_SECS:
+            self._told_refused = now
+            words = messages.cut(reason)
+            log.warning("a peer is refused (%d so far): %s", self._refused, words)
         self._send(route, "refused", reason=messages.cut(reason), **fields)
 
     def _send(self, route: Route, kind: str, **fields: Any) -> bool:

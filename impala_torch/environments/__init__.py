@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
-from impala_torch.environments import atari, gymnasium_envs
+from impala_torch.environments import atari, gymnasium_envs, signals
 from impala_torch.environments.atari_screen import AtariScreen
 from impala_torch.environments.base import Environment, OnFrame
 from impala_torch.environments.timeout import TimedEnvironment, within
@@ -45,7 +45,7 @@ def make_environment(
     """
     level = resolve(level)
     _, make = _family(level.level_name)
-    with within(level.level_name, "being made"):
+    with within(level.level_name, "being made"), signals.kept():
         return make(level, num_envs, seed, num_threads=num_threads)
 
 
@@ -63,7 +63,7 @@ def make_watched(level: LevelOptions | str, seed: int, on_frame: OnFrame) -> Env
       UserError: as ``make_environment``, or the level has no pictures.
     """
     level = resolve(level)
-    with within(level.level_name, "being made"):
+    with within(level.level_name, "being made"), signals.kept():
         if is_atari(level.level_name):
             return AtariScreen(level, seed, on_frame)
         return gymnasium_envs.GymnasiumEnvironment(level, 1, seed, on_frame=on_frame)
@@ -81,14 +81,14 @@ def rules(level: LevelOptions | str) -> dict[str, Any]:
       UserError: as ``make_environment``.
     """
     level = resolve(level)
-    with within(level.level_name, "being looked at"):
+    with within(level.level_name, "being looked at"), signals.kept():
         return _family(level.level_name)[0].rules(level)
 
 
 def environment_spec(level: LevelOptions | str) -> EnvironmentSpec:
     """What an agent must know of a level. Raises UserError as ``make_environment`` does."""
     level = resolve(level)
-    with within(level.level_name, "being looked at"):
+    with within(level.level_name, "being looked at"), signals.kept():
         return _family(level.level_name)[0].environment_spec(level)
 
 

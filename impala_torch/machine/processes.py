@@ -1,5 +1,6 @@
 """Processes of this machine: children that never outlive their parent, and asked-for ends."""
 
+import atexit
 import contextlib
 import ctypes
 import logging
@@ -13,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 from impala_torch.flags import exit_codes
 
@@ -24,6 +26,7 @@ _PARENT = "IMPALA_TORCH_PARENT"
 _PR_SET_PDEATHSIG = 1
 _OWN_FILES = 32  # of a learner, beside a socket an actor
 _LAST_BYTES = 1 << 16  # of a log that are looked at
+_THREADS_SECS = 3.0  # that threads may take to end
 _AGAIN_SECS = 1.0  # after which a Ctrl-C is a second one
 _MOST_FILES = 1 << 20  # programs that go through all that may be open, take long beyond
 
@@ -142,6 +145,28 @@ def end(children: Sequence[subprocess.Popen], grace_secs: float) -> None:
         end_group(child)
 
 
+def leave(code: int) -> NoReturn:
+    """Ends this process, also where threads are left that would keep it: an environment's own."""
+    deadline = time.monotonic() + _THREADS_SECS
+    left = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
+    for thread in left:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    left = [thread for thread in left if thread.is_alive()]
+    if not left:
+        sys.exit(code)
+    names = ", ".join(thread.name for thread in left)
+    log.warning("threads that were left behind do not end, and are ended: %s", names)
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
 class StopRequest:
     """Turns signals into a question that a loop asks: ``requested()``.
 
@@ -168,11 +193,11 @@ class StopRequest:
         self._event.set()
         if first:
             self._first = time.monotonic()
-            again = ", and once more: at once, without one" if number == signal.SIGINT else ""
+            again = " (Ctrl-C again ends at once, without one)" if number == signal.SIGINT else ""
             name = signal.Signals(number).name
             _write(f"{name}: stopping after a checkpoint{again}\n")
         elif number == signal.SIGINT and time.monotonic() - self._first > _AGAIN_SECS:
-            _write("SIGINT once more: ending without a checkpoint\n")
+            _write("SIGINT again: ending at once\n")
             os._exit(exit_codes.INTERRUPTED)
 
 

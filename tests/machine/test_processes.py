@@ -62,6 +62,6 @@ time.sleep(600)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == exit_codes.INTERRUPTED
-        assert "ending without a checkpoint" in process.stderr.read()
+        assert "SIGINT again: ending at once" in process.stderr.read()
     finally:
         process.kill()

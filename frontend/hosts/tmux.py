@@ -13,7 +13,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from frontend import scripts
@@ -42,6 +42,23 @@ class WindowState:
     exit_code: int | None  # None while its command runs
     restarts: int = 0  # how often its command was started again (see scripts/keep_going.sh)
     last_exit: int | None = None  # the exit code before that
+
+
+@contextlib.contextmanager
+def _interrupted_later() -> Iterator[None]:
+    """Has Ctrl-C wait for the end of the block."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    came = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if came.is_set():
+        raise KeyboardInterrupt
 
 
 class Session:
@@ -101,9 +118,11 @@ class Session:
         panes: list[str] = []
         try:
             for name, _ in commands:
-                panes.append(self._make_window(name, first=not panes))
-                if len(panes) == 1 and owner:
-                    self._tmux("set-option", "-t", f"={self.name}:", _OWNER, owner)
+                # A session that Ctrl-C left without its owner's name would be nobody's to end.
+                with _interrupted_later():
+                    panes.append(self._make_window(name, first=not panes))
+                    if len(panes) == 1 and owner:
+                        self._tmux("set-option", "-t", f"={self.name}:", _OWNER, owner)
             for pane, (_, argv) in zip(panes, commands, strict=True):
                 self._run(pane, argv, cwd)
         except BaseException:

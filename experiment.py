@@ -7,4 +7,4 @@ from impala_torch import __main__ as program
 __doc__ = program.__doc__  # what --help prints is the program's
 
 if __name__ == "__main__":
-    program.program(sys.argv)
+    program.run_process(sys.argv)

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         return exit_codes.USERS_MISTAKE
 
 
-def program(argv: list[str]) -> NoReturn:
+def run_process(argv: list[str]) -> NoReturn:
     """``main``, and the end of this process."""
     code = main(argv)
     from impala_torch.machine import processes
@@ -168,4 +168,4 @@ def _set_up_logging(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    program(sys.argv)
+    run_process(sys.argv)

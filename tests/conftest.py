@@ -25,6 +25,17 @@ from impala_torch.structures import (
 )
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# A program that says when it is asked to stop, and does not.
+STANDS_STILL = """
+import time
+from impala_torch.machine.processes import StopRequest
+stop = StopRequest().install()
+print("ready", flush=True)
+while not stop.requested():
+    time.sleep(0.01)
+print("asked", flush=True)
+time.sleep(600)
+"""
 # Two cores and many processes: more threads than cores only make every test slower.
 torch.set_num_threads(1)
 

@@ -45,7 +45,7 @@ def make_environment(
     """
     level = resolve(level)
     _, make = _family(level.level_name)
-    with within(level.level_name, "being made"), signals.kept():
+    with _their_code(level, "being made"):
         return make(level, num_envs, seed, num_threads=num_threads)
 
 
@@ -63,7 +63,7 @@ def make_watched(level: LevelOptions | str, seed: int, on_frame: OnFrame) -> Env
       UserError: as ``make_environment``, or the level has no pictures.
     """
     level = resolve(level)
-    with within(level.level_name, "being made"), signals.kept():
+    with _their_code(level, "being made"):
         if is_atari(level.level_name):
             return AtariScreen(level, seed, on_frame)
         return gymnasium_envs.GymnasiumEnvironment(level, 1, seed, on_frame=on_frame)
@@ -81,14 +81,14 @@ def rules(level: LevelOptions | str) -> dict[str, Any]:
       UserError: as ``make_environment``.
     """
     level = resolve(level)
-    with within(level.level_name, "being looked at"), signals.kept():
+    with _their_code(level, "being looked at"):
         return _family(level.level_name)[0].rules(level)
 
 
 def environment_spec(level: LevelOptions | str) -> EnvironmentSpec:
     """What an agent must know of a level. Raises UserError as ``make_environment`` does."""
     level = resolve(level)
-    with within(level.level_name, "being looked at"), signals.kept():
+    with _their_code(level, "being looked at"):
         return _family(level.level_name)[0].environment_spec(level)
 
 
@@ -143,6 +143,13 @@ def limited(level: LevelOptions | str) -> LevelOptions:
     if rules(level)["max_frames"] is None:
         level = level._replace(max_episode_steps=atari.MAX_FRAMES)
     return level
+
+
+@contextlib.contextmanager
+def _their_code(level: LevelOptions, doing: str) -> Iterator[None]:
+    """Where an environment's own code runs: it ends in time and leaves the process its signals."""
+    with within(level.level_name, doing), signals.kept():
+        yield
 
 
 def _family(level_name: str) -> tuple[ModuleType, Callable[..., Environment]]:

@@ -15,6 +15,7 @@ import time
 import pytest
 
 from frontend.workers import COLUMNS
+from tests.conftest import STANDS_STILL
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "sandbox" / "local_workers_example.csv"
@@ -296,18 +297,8 @@ def test_mpiruns_wrapper_asks_the_ranks_first_and_then_ends_mpirun(start, tmp_pa
 
 
 def test_a_learner_alone_is_asked_first_and_then_hears_a_second_ctrl_c(start, tmp_path):
-    program = """
-import sys, time
-from impala_torch.machine.processes import StopRequest
-stop = StopRequest().install()
-print("ready", flush=True)
-while not stop.requested():
-    time.sleep(0.01)
-print("asked", flush=True)
-time.sleep(600)
-"""
     process = start(
-        [sys.executable, ROOT / "frontend" / "mpirun.py", sys.executable, "-c", program],
+        [sys.executable, ROOT / "frontend" / "mpirun.py", sys.executable, "-c", STANDS_STILL],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -9,7 +9,7 @@ import pytest
 
 from impala_torch.flags import exit_codes
 from impala_torch.machine import processes
-from tests.conftest import ROOT
+from tests.conftest import ROOT, STANDS_STILL
 
 
 def test_as_many_files_may_be_open_as_the_system_allows(run_python):
@@ -38,18 +38,8 @@ def test_last_words_of_a_log_and_of_one_that_is_gone(tmp_path):
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_ends_what_stands_still(first):
-    program = """
-import time
-from impala_torch.machine.processes import StopRequest
-stop = StopRequest().install()
-print("ready", flush=True)
-while not stop.requested():
-    time.sleep(0.01)
-print("asked", flush=True)
-time.sleep(600)
-"""
     pipe = subprocess.PIPE
-    argv = [sys.executable, "-c", program]
+    argv = [sys.executable, "-c", STANDS_STILL]
     process = subprocess.Popen(argv, stdout=pipe, stderr=pipe, text=True, cwd=ROOT)
     try:
         assert process.stdout.readline() == "ready\n"
